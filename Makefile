@@ -1,0 +1,42 @@
+# Everything goes into .venv, which the first target makes; later runs find it and start at once.
+PYTHON ?= python3
+VENV ?= .venv
+# Another build of torch (CUDA, another version) is chosen here: make demo TORCH=torch==2.11.0
+TORCH ?= torch==2.13.0
+ARGS ?=
+
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+COLCON_READY := $(VENV)/.colcon-ready
+
+.PHONY: help setup demo test test-all colcon clean
+
+help: ## this text
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+setup: $(READY) ## install into .venv
+
+$(READY): setup.py
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 12) else "isfl_ros needs Python 3.10 to 3.12, this is %d.%d; pass PYTHON=python3.11, say" % v)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)" -e ".[ros,demo,train,test]"
+	@touch $@
+
+demo: $(READY) ## the main job: player, fusion node, recorder; writes demo_out/
+	$(BIN)/isfl demo --out demo_out --overwrite $(ARGS)
+
+test: $(READY) ## the tests, without those marked slow
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-all: $(READY) ## every test
+	$(BIN)/python -m pytest $(ARGS)
+
+$(COLCON_READY): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[colcon]"
+	@touch $@
+
+colcon: $(COLCON_READY) ## build and test with colcon, then run the installed node
+	bash test/colcon_check.sh $(BIN)
+
+clean: ## remove what builds leave behind; .venv stays
+	rm -rf build install log demo_out

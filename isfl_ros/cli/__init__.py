@@ -1,0 +1,1 @@
+"""The ``isfl`` command: one file a verb."""

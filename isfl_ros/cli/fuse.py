@@ -1,0 +1,95 @@
+"""``isfl fuse``: folders of thermal and visible pictures in, fused pictures out."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from isfl_ros.errors import InputError
+
+HELP = "fuse folders of thermal and visible pictures"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from isfl_ros.device import DEVICES
+    from isfl_ros.images import GAIN_MODES, GainControlConfig
+    from isfl_ros.pipeline import ATTENTION_CHOICES, PipelineConfig
+
+    gain, pipeline = GainControlConfig(), PipelineConfig()
+    parser.add_argument("--thermal", required=True, help="folder of thermal pictures, 8- or 16-bit")
+    parser.add_argument("--rgb", required=True, help="folder of visible pictures of the same stems")
+    parser.add_argument("--out", required=True, help="folder to write <stem>.png into")
+    parser.add_argument("--model", default=pipeline.model, help="model folder or shipped name (default: %(default)s)")
+    parser.add_argument("--luma", action="store_true", help="write the one-channel fused luma instead of colour")
+    parser.add_argument("--gates", action="store_true", help="also write <stem>_gate.png")
+    parser.add_argument("--device", default=pipeline.device, choices=DEVICES, help="default: %(default)s")
+    parser.add_argument(
+        "--attention", default=pipeline.attention, choices=ATTENTION_CHOICES, help="default: %(default)s"
+    )
+    parser.add_argument("--threads", type=int, default=pipeline.threads, help="CPU threads; 0 leaves torch's choice")
+    parser.add_argument(
+        "--agc-mode",
+        default=gain.mode,
+        choices=[mode for mode in GAIN_MODES if mode != "percentile_smoothed"],
+        help="gain control of 16-bit thermal pictures (default: %(default)s); single pictures have no time to smooth over",
+    )
+    parser.add_argument("--agc-low", type=float, default=gain.low, help="black of fixed gain (default: %(default)s)")
+    parser.add_argument("--agc-high", type=float, default=gain.high, help="white of fixed gain (default: %(default)s)")
+    parser.add_argument("--resume", action="store_true", help="leave out pairs whose outputs exist")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing outputs")
+
+
+def run(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from isfl_ros.images import GainControlConfig, to_uint8
+    from isfl_ros.io.folders import find_pairs, read_rgb, read_thermal, write_png
+    from isfl_ros.pipeline import FusionPipeline, PipelineConfig
+
+    out = Path(args.out)
+    if args.resume and args.overwrite:
+        raise InputError("--resume and --overwrite contradict each other", do="pass one of them")
+    pairs = find_pairs(args.thermal, args.rgb)
+
+    def outputs(stem: str) -> list[Path]:
+        return [out / f"{stem}.png"] + ([out / f"{stem}_gate.png"] if args.gates else [])
+
+    _refuse_clashes([path for pair in pairs for path in outputs(pair.stem)])
+    present = [path for pair in pairs for path in outputs(pair.stem) if path.exists()]
+    if present and not (args.overwrite or args.resume):
+        raise InputError(f"{present[0]} exists", got=f"{len(present)} in all", do="pass --overwrite or --resume")
+    todo = [pair for pair in pairs if not (args.resume and all(path.exists() for path in outputs(pair.stem)))]
+    # Everything is read once before anything is written: a bad picture at the end must not leave half a folder.
+    for pair in tqdm(todo, desc="checking", unit="pair", leave=False):
+        thermal, rgb = read_thermal(pair.thermal), read_rgb(pair.rgb)
+        if thermal.shape != rgb.shape[:2]:
+            raise InputError(
+                f"{pair.thermal} and {pair.rgb} differ in size",
+                got=f"{thermal.shape[1]}x{thermal.shape[0]} and {rgb.shape[1]}x{rgb.shape[0]}",
+                do="register the pair first",
+            )
+    gain = GainControlConfig(mode=args.agc_mode, low=args.agc_low, high=args.agc_high)
+    pipeline = FusionPipeline(
+        PipelineConfig(model=args.model, device=args.device, attention=args.attention, threads=args.threads, gain=gain)
+    )
+    if args.gates and not pipeline.has_gates:
+        raise InputError(f"model {args.model} has no gates", do="leave out --gates")
+    d = pipeline.description
+    print(f"model {d['model']} on {d['device']} ({d['device_reason']}), attention {d['attention']} ({d['attention_reason']})")
+    for pair in tqdm(todo, desc="fusing", unit="pair"):
+        result = pipeline.fuse(read_thermal(pair.thermal), read_rgb(pair.rgb), gate=args.gates)
+        paths = outputs(pair.stem)
+        if args.gates:
+            write_png(paths[1], to_uint8(result.gate))
+        write_png(paths[0], result.luma if args.luma else result.rgb)  # last: its presence says that the pair is done
+    print(f"{len(todo)} fused into {out}" + (f", {len(pairs) - len(todo)} were there" if len(todo) < len(pairs) else ""))
+    return 0
+
+
+def _refuse_clashes(paths: list[Path]) -> None:
+    """A pair named ``x_gate`` beside a pair ``x`` would write one file twice."""
+    seen: set[Path] = set()
+    for path in paths:
+        if path in seen:
+            raise InputError(f"two pairs would both write {path}", do="rename one of them or leave out --gates")
+        seen.add(path)

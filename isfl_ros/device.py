@@ -1,0 +1,38 @@
+"""Choice of the device, with its reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from isfl_ros.errors import InputError
+
+DEVICES = ("auto", "cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class DeviceChoice:
+    """A torch device string and why it was taken."""
+
+    device: str
+    reason: str
+
+
+def choose_device(requested: str) -> DeviceChoice:
+    """Turns ``auto``, ``cpu`` or ``cuda`` into a device.
+
+    Raises:
+        InputError: the name is unknown, or CUDA was asked for by name where there is none.
+    """
+    if requested not in DEVICES:
+        raise InputError("unknown device", expected=f"one of {', '.join(DEVICES)}", got=repr(requested))
+    if requested == "cpu":
+        return DeviceChoice("cpu", "asked for by name")
+    if torch.cuda.is_available():
+        reason = "asked for by name" if requested == "cuda" else "auto: a CUDA device is present"
+        return DeviceChoice("cuda", f"{reason} ({torch.cuda.get_device_name()})")
+    why = "this torch is built without CUDA" if torch.version.cuda is None else "torch finds no CUDA device"
+    if requested == "cuda":
+        raise InputError("device cuda asked for", got=why, do="choose auto or cpu, or install a CUDA build of torch")
+    return DeviceChoice("cpu", f"auto: {why}")

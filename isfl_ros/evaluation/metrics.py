@@ -1,0 +1,293 @@
+"""The fusion metrics, in float64.
+
+Legend: F fused luma, A infrared, B visible luma; 8-bit grey levels 0..255, all of one shape (H, W). The metric
+functions take them as float64 arrays that hold whole levels; :func:`score` takes the 8-bit pictures, checks them and
+computes everything. F is the rounded, clipped 8-bit fused luma, not the luma of a colour picture made from it.
+
+No metric gives NaN. Where a definition divides zero by zero (a constant picture) the value is 0; PSNR is infinite
+where F, A and B are identical.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from isfl_ros.errors import InputError
+
+Levels = NDArray[np.float64]
+
+MIN_SIZE = 41
+"""Smallest height and width in pixels: below it the coarsest scale of VIF has no valid window."""
+
+
+def _ratio(numerator: float, denominator: float) -> float:
+    return float(numerator / denominator) if denominator else 0.0
+
+
+def _correlation(x: Levels, y: Levels) -> float:
+    """Pearson correlation; 0 where either picture is constant."""
+    # Asked of the levels, not of the deviations: the mean of a constant need not be exact in floating point.
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return 0.0
+    dx, dy = x - x.mean(), y - y.mean()
+    return float((dx * dy).sum() / np.sqrt((dx * dx).sum() * (dy * dy).sum()))
+
+
+def average_gradient(f: Levels, a: Levels, b: Levels) -> float:
+    """AG: mean of sqrt((gx^2 + gy^2) / 2), central differences inside and one-sided at the borders; no reference."""
+    gy, gx = np.gradient(f)
+    return float(np.sqrt((gx * gx + gy * gy) / 2).mean())
+
+
+def spatial_frequency(f: Levels, a: Levels, b: Levels) -> float:
+    """SF: root of the summed mean squares of the first differences, times 100 / 255; no reference."""
+    dx, dy = np.diff(f, axis=1), np.diff(f, axis=0)
+    return float(np.sqrt((dx * dx).mean() + (dy * dy).mean()) * 100 / 255)
+
+
+def _mean_squared_error(f: Levels, a: Levels, b: Levels) -> float:
+    """Mean over the two sources, on pictures scaled to [0, 1]."""
+    return float((np.square(f - a).mean() + np.square(f - b).mean()) / 2 / 255**2)
+
+
+def psnr(f: Levels, a: Levels, b: Levels) -> float:
+    """PSNR on the scale of the ISFL paper: peak 255 over the error of pictures in [0, 1], 20 log10(255) dB too high."""
+    return psnr_db(f, a, b) + 20 * float(np.log10(255))
+
+
+def psnr_db(f: Levels, a: Levels, b: Levels) -> float:
+    """PSNR in dB on the usual scale, of the mean squared error against the two sources."""
+    mse = _mean_squared_error(f, a, b)
+    return -10 * float(np.log10(mse)) if mse else float("inf")
+
+
+def correlation(f: Levels, a: Levels, b: Levels) -> float:
+    """CC: mean Pearson correlation with the two sources."""
+    return (_correlation(f, a) + _correlation(f, b)) / 2
+
+
+def _sobel(image: Levels, border: int) -> tuple[Levels, Levels]:
+    """Sobel responses, unscaled: right minus left, row above minus row below."""
+    right = cv2.Sobel(image, cv2.CV_64F, 1, 0, ksize=3, borderType=border)
+    below = cv2.Sobel(image, cv2.CV_64F, 0, 1, ksize=3, borderType=border)
+    return right, -below
+
+
+def _angle(sx: Levels, sy: Levels, where_flat: float) -> Levels:
+    """atan(sy / sx); pi / 2 where only sx is 0, `where_flat` where both are."""
+    vertical = np.where(sy == 0, where_flat, np.pi / 2)
+    return np.where(sx == 0, vertical, np.arctan(sy / np.where(sx == 0, 1, sx)))
+
+
+def _sigmoid(x: Levels, steepness: float, centre: float) -> Levels:
+    return 1 / (1 + np.exp(-steepness * (x - centre)))
+
+
+def edge_preservation(f: Levels, a: Levels, b: Levels) -> float:
+    """Qabf: how much edge strength and angle of the sources arrives in F (Xydeas and Petrovic, 2000)."""
+
+    def edges(image: Levels) -> tuple[Levels, Levels]:
+        sx, sy = _sobel(image, cv2.BORDER_CONSTANT)
+        return np.hypot(sx, sy), _angle(sx, sy, where_flat=np.pi / 2)
+
+    strength_f, angle_f = edges(f)
+    kept = total = 0.0
+    for source in (a, b):
+        strength, angle = edges(source)
+        smaller, larger = np.minimum(strength, strength_f), np.maximum(strength, strength_f)
+        # Where the strengths are equal the original takes the strength itself, not 1.
+        change = np.where(smaller == larger, strength, smaller / np.where(larger == 0, 1, larger))
+        turn = 1 - np.abs(angle - angle_f) / (np.pi / 2)
+        quality = 0.9994 * _sigmoid(change, 15, 0.5) * 0.9879 * _sigmoid(turn, 22, 0.8)
+        kept += (quality * strength).sum()
+        total += strength.sum()
+    return _ratio(kept, total)
+
+
+def edge_artefacts(f: Levels, a: Levels, b: Levels) -> float:
+    """Nabf: edges of F that are in neither source (Shreyamsha Kumar, 2013)."""
+
+    def edges(image: Levels) -> tuple[Levels, Levels]:
+        sx, sy = (s / 8 for s in _sobel(image, cv2.BORDER_REFLECT_101))
+        return np.hypot(sx, sy), _angle(sx, sy, where_flat=0.0)
+
+    strength_f, angle_f = edges(f)
+    new_edge = np.ones(f.shape, bool)
+    lost = np.zeros_like(f)
+    total = 0.0
+    for source in (a, b):
+        strength, angle = edges(source)
+        new_edge &= strength_f > strength
+        larger = np.maximum(strength, strength_f)
+        change = np.minimum(strength, strength_f) / np.where(larger == 0, 1, larger)
+        turn = np.abs(np.abs(angle - angle_f) - np.pi / 2) / (np.pi / 2)
+        quality = np.sqrt(0.9999 * _sigmoid(change, 19, 0.5) * 0.9995 * _sigmoid(turn, 22, 0.5))
+        weight = np.where(strength >= 2, strength * np.sqrt(strength), 0)
+        lost += (1 - quality) * weight
+        total += weight.sum()
+    return _ratio(lost[new_edge].sum(), total)
+
+
+def _entropy_of_counts(counts: NDArray[np.int64]) -> float:
+    p = counts[counts > 0] / counts.sum()
+    # 0 - x rather than -x: a constant picture has entropy 0, not -0.
+    return 0.0 - float((p * np.log2(p)).sum())
+
+
+def entropy(f: Levels, a: Levels, b: Levels) -> float:
+    """EN: entropy of the 256-level histogram, bits; no reference."""
+    return _entropy_of_counts(np.bincount(f.astype(np.int64).ravel(), minlength=256))
+
+
+def mutual_information(f: Levels, a: Levels, b: Levels) -> float:
+    """MI: I(F; A) + I(F; B) from 256-bin joint histograms, bits."""
+
+    def information(x: NDArray[np.int64], y: NDArray[np.int64]) -> float:
+        joint = np.bincount((256 * x + y).ravel(), minlength=256 * 256).reshape(256, 256)
+        marginals = _entropy_of_counts(joint.sum(axis=0)) + _entropy_of_counts(joint.sum(axis=1))
+        return marginals - _entropy_of_counts(joint.ravel())
+
+    f, a, b = (x.astype(np.int64) for x in (f, a, b))
+    return information(f, a) + information(f, b)
+
+
+def standard_deviation(f: Levels, a: Levels, b: Levels) -> float:
+    """SD: population standard deviation, levels; no reference."""
+    return float(f.std())
+
+
+def _blur(image: Levels, size: int, sigma: float) -> Levels:
+    """Gaussian window means where the whole window is inside: (H, W) -> (H - size + 1, W - size + 1)."""
+    window = cv2.getGaussianKernel(size, sigma, cv2.CV_64F)
+    margin = size // 2
+    return cv2.sepFilter2D(image, cv2.CV_64F, window, window)[margin:-margin, margin:-margin]
+
+
+def _local_moments(x: Levels, y: Levels, size: int, sigma: float) -> tuple[Levels, Levels, Levels, Levels, Levels]:
+    """Windowed mean x, mean y, variance x, variance y, covariance."""
+    mean_x, mean_y = _blur(x, size, sigma), _blur(y, size, sigma)
+    var_x = _blur(x * x, size, sigma) - mean_x * mean_x
+    var_y = _blur(y * y, size, sigma) - mean_y * mean_y
+    return mean_x, mean_y, var_x, var_y, _blur(x * y, size, sigma) - mean_x * mean_y
+
+
+def structural_similarity(f: Levels, a: Levels, b: Levels) -> float:
+    """SSIM, summed over the two sources: 11x11 Gaussian, sigma 1.5, L = 255, valid windows (Wang et al., 2004)."""
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+
+    def similarity(source: Levels) -> float:
+        mean_s, mean_f, var_s, var_f, cov = _local_moments(source, f, 11, 1.5)
+        luminance = (2 * mean_s * mean_f + c1) / (mean_s**2 + mean_f**2 + c1)
+        return float((luminance * (2 * cov + c2) / (var_s + var_f + c2)).mean())
+
+    return similarity(a) + similarity(b)
+
+
+def visual_information_fidelity(f: Levels, a: Levels, b: Levels) -> float:
+    """VIF, pixel domain, four scales, summed over the two sources (Sheikh and Bovik, 2006); 0 for a constant source."""
+    return _pixel_vif(a, f) + _pixel_vif(b, f)
+
+
+def _pixel_vif(source: Levels, fused: Levels) -> float:
+    tiny, noise = 1e-10, 2.0  # the thresholds and the sigma_n^2 of the authors' vifp_mscale
+    in_fused = in_source = 0.0
+    for scale, size in enumerate((17, 9, 5, 3)):
+        sigma = size / 5
+        if scale:
+            source, fused = (_blur(image, size, sigma)[::2, ::2] for image in (source, fused))
+        _, _, var_s, var_f, cov = _local_moments(source, fused, size, sigma)
+        var_s, var_f = np.maximum(var_s, 0), np.maximum(var_f, 0)
+        # fused = gain * source + residual, window by window
+        gain = cov / (var_s + tiny)
+        residual = var_f - gain * cov
+        flat_s, flat_f = var_s < tiny, var_f < tiny
+        residual = np.where(flat_s | (gain < 0), var_f, residual)
+        residual = np.where(flat_f, 0, residual)
+        gain = np.where(flat_s | flat_f | (gain < 0), 0, gain)
+        var_s = np.where(flat_s, 0, var_s)
+        in_fused += np.log10(1 + gain * gain * var_s / (np.maximum(residual, tiny) + noise)).sum()
+        in_source += np.log10(1 + var_s / noise).sum()
+    return _ratio(in_fused, in_source)
+
+
+def sum_of_correlations_of_differences(f: Levels, a: Levels, b: Levels) -> float:
+    """SCD: corr(F - B, A) + corr(F - A, B) (Aslantas and Bendes, 2015)."""
+    return _correlation(f - b, a) + _correlation(f - a, b)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One column of the table."""
+
+    name: str
+    better: Literal["up", "down", "shown"]
+    """Which way is better; "shown" is a description of the picture without a better end."""
+    function: Callable[[Levels, Levels, Levels], float]
+    """(F, A, B) -> value."""
+
+
+METRICS: dict[str, Metric] = {
+    name: Metric(name=name, better=better, function=function)
+    for name, better, function in (
+        ("AG", "up", average_gradient),
+        ("SF", "up", spatial_frequency),
+        ("PSNR", "up", psnr),
+        ("PSNR_dB", "up", psnr_db),
+        ("CC", "up", correlation),
+        ("Qabf", "up", edge_preservation),
+        ("MI", "up", mutual_information),
+        ("VIF", "up", visual_information_fidelity),
+        ("SSIM", "up", structural_similarity),
+        ("EN", "shown", entropy),
+        ("SD", "shown", standard_deviation),
+        ("SCD", "up", sum_of_correlations_of_differences),
+        ("Nabf", "down", edge_artefacts),
+    )
+}
+
+
+def check_picture(name: str, picture: np.ndarray, shape: tuple[int, int] | None = None) -> None:
+    """Refuse anything but an 8-bit grey picture (of the given shape, where one is given).
+
+    Raises:
+        InputError: the dtype, the number of dimensions or the shape is another one.
+    """
+    if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8 or picture.ndim != 2:
+        got = f"{picture.dtype} {picture.shape}" if isinstance(picture, np.ndarray) else type(picture).__name__
+        raise InputError(f"the {name} picture is not 8-bit grey", expected="uint8 (height, width)", got=got)
+    if shape is not None and picture.shape != shape:
+        raise InputError(
+            f"the {name} picture has another size than the others", expected=f"{shape}", got=f"{picture.shape}"
+        )
+
+
+def score(fused: np.ndarray, infrared: np.ndarray, visible_luma: np.ndarray) -> dict[str, float]:
+    """All metrics of one fused picture.
+
+    Args:
+        fused: (H, W) uint8 fused luma, both sides at least :data:`MIN_SIZE`.
+        infrared: (H, W) uint8.
+        visible_luma: (H, W) uint8.
+
+    Returns:
+        Name of the metric (the keys of :data:`METRICS`, in that order) to value.
+
+    Raises:
+        InputError: a picture is not 8-bit grey, the sizes differ or are below :data:`MIN_SIZE`.
+    """
+    check_picture("fused", fused)
+    check_picture("infrared", infrared, fused.shape)
+    check_picture("visible", visible_luma, fused.shape)
+    if min(fused.shape) < MIN_SIZE:
+        raise InputError(
+            "the pictures are too small for the metrics", expected=f"at least {MIN_SIZE} pixels a side",
+            got=f"{fused.shape[1]}x{fused.shape[0]}",
+        )
+    levels = [np.ascontiguousarray(picture, dtype=np.float64) for picture in (fused, infrared, visible_luma)]
+    return {name: metric.function(*levels) for name, metric in METRICS.items()}

@@ -1,0 +1,97 @@
+"""Person contrast: do the people that a source shows stand out of the fused picture as well?
+
+For every labelled person, contrast is |mean inside - mean of a ring outside| in grey levels. The figure is the
+contrast in the fused luma over the larger contrast in the two sources: 1 means nothing of the better source was lost.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from isfl_ros.errors import InputError
+from isfl_ros.evaluation.metrics import check_picture
+from isfl_ros.io.folders import read_rgb
+
+PERSON_CLASS = 2
+"""Index of a person in the class-index label pictures (MSRS)."""
+MIN_AREA_PX = 80
+"""Smaller connected components are too small to measure."""
+RING_PX = 10
+"""Width of the ring: what a dilation with a disk of this radius (21x21 ellipse kernel) adds to the component."""
+MIN_SOURCE_CONTRAST = 10.0
+"""Grey levels; a person that neither source shows any better than this says nothing about the fusion."""
+
+
+def read_label(path: Path, shape: tuple[int, int]) -> np.ndarray:
+    """Reads a class-index picture, (H, W) uint8.
+
+    Raises:
+        InputError: unreadable, in colour (then it holds no indices), or not of the given shape.
+    """
+    picture = read_rgb(path)
+    label = picture[:, :, 0]
+    if (picture != label[:, :, None]).any():
+        raise InputError(f"{path} is a colour picture", expected="class indices in one 8-bit channel")
+    if label.shape != shape:
+        raise InputError(f"{path} has another size than its pair", expected=f"{shape}", got=f"{label.shape}")
+    return label
+
+
+def person_contrast(
+    fused: np.ndarray, infrared: np.ndarray, visible_luma: np.ndarray, label: np.ndarray
+) -> list[float]:
+    """Contrast kept, one ratio for each person that can be measured.
+
+    A person is an 8-connected component of at least :data:`MIN_AREA_PX` pixels of class :data:`PERSON_CLASS`. The
+    pixels of other people (of any area) are left out of its ring; a person whose ring has no pixel is left out, and
+    one whose contrast is below :data:`MIN_SOURCE_CONTRAST` in both sources.
+
+    Args:
+        fused: (H, W) uint8 fused luma.
+        infrared: (H, W) uint8.
+        visible_luma: (H, W) uint8.
+        label: (H, W) uint8 class indices.
+
+    Returns:
+        Ratios >= 0; empty where the picture has no such person.
+
+    Raises:
+        InputError: a picture is not 8-bit grey, or the sizes differ.
+    """
+    check_picture("fused", fused)
+    for name, picture in (("infrared", infrared), ("visible", visible_luma), ("label", label)):
+        check_picture(name, picture, fused.shape)
+    people = (label == PERSON_CLASS).astype(np.uint8)
+    count, components, stats, _ = cv2.connectedComponentsWithStats(people, connectivity=8)
+    disk = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * RING_PX + 1, 2 * RING_PX + 1))
+    ratios = []
+    for index in range(1, count):  # 0 is the background
+        left, top, width, height, area = stats[index]
+        if area < MIN_AREA_PX:
+            continue
+        window = (
+            slice(max(top - RING_PX, 0), top + height + RING_PX), slice(max(left - RING_PX, 0), left + width + RING_PX)
+        )
+        inside = components[window] == index
+        ring = (cv2.dilate(inside.astype(np.uint8), disk) > 0) & (people[window] == 0)
+        if not ring.any():
+            continue
+
+        def contrast(picture: np.ndarray) -> float:
+            return abs(float(picture[window][inside].mean()) - float(picture[window][ring].mean()))
+
+        in_sources = max(contrast(infrared), contrast(visible_luma))
+        if in_sources >= MIN_SOURCE_CONTRAST:
+            ratios.append(contrast(fused) / in_sources)
+    return ratios
+
+
+def summarize(ratios: list[float]) -> dict[str, float | int]:
+    """`people` (how many), and where there are any the `person_median` and `person_p10` (10th percentile) of the ratios."""
+    if not ratios:
+        return {"people": 0}
+    median, low = np.percentile(ratios, (50, 10))
+    return {"people": len(ratios), "person_median": float(median), "person_p10": float(low)}

@@ -1,0 +1,196 @@
+"""Picture arithmetic that node, training and evaluation share: ranges, colour, gain control, validity.
+
+Numpy pictures are (H, W) or (H, W, 3); colour is RGB. Tensors are (B, 1, H, W).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from isfl_ros.errors import InputError
+
+GAIN_MODES = ("percentile", "percentile_smoothed", "fixed")
+NEUTRAL_CHROMA = 128  # of 8-bit YCrCb: no colour
+
+
+@dataclass(frozen=True, kw_only=True)
+class GainControlConfig:
+    """Automatic gain control (AGC) of thermal pictures deeper than 8 bits.
+
+    Raises:
+        InputError: on construction, when a value or a combination is out of range.
+    """
+
+    mode: str = "percentile"
+    """``percentile`` (limits of this picture), ``percentile_smoothed`` (limits follow in time), ``fixed`` (low, high)."""
+    low: float = 0.0
+    """Black of ``fixed`` mode, in units after scale and offset."""
+    high: float = 65535.0
+    """White of ``fixed`` mode, in units after scale and offset."""
+    low_percentile: float = 1.0
+    """Percentile of the valid pixels that becomes black, 0 to 100."""
+    high_percentile: float = 99.0
+    """Percentile of the valid pixels that becomes white, 0 to 100."""
+    time_constant_s: float = 1.0
+    """Seconds in which smoothed limits cover 63 % of a step."""
+    scale: float = 1.0
+    """Units per count (for a radiometric camera: degrees Celsius per count)."""
+    offset: float = 0.0
+    """Units at count 0."""
+
+    def __post_init__(self) -> None:
+        if self.mode not in GAIN_MODES:
+            raise InputError("agc.mode unknown", expected=f"one of {', '.join(GAIN_MODES)}", got=repr(self.mode))
+        if not self.low < self.high:
+            raise InputError("agc range empty", expected="agc.low < agc.high", got=f"{self.low} and {self.high}")
+        if not 0.0 <= self.low_percentile < self.high_percentile <= 100.0:
+            raise InputError(
+                "agc percentiles out of order",
+                expected="0 <= agc.low_percentile < agc.high_percentile <= 100",
+                got=f"{self.low_percentile} and {self.high_percentile}",
+            )
+        if not self.time_constant_s > 0.0:
+            raise InputError("agc.time_constant_s out of range", expected="> 0 s", got=str(self.time_constant_s))
+        if not (np.isfinite(self.scale) and self.scale != 0.0 and np.isfinite(self.offset)):
+            raise InputError("agc.scale or agc.offset unusable", expected="finite, scale not 0", got=f"{self.scale}, {self.offset}")
+
+
+class GainControl:
+    """Maps thermal pictures of any depth to [0, 1]. Holds state only in ``percentile_smoothed`` mode.
+
+    8-bit pictures have been through a camera's own gain control and are only divided by 255.
+    """
+
+    def __init__(self, config: GainControlConfig):
+        self.config = config
+        self._limits: tuple[float, float] | None = None
+        self._stamp_s: float | None = None
+
+    def reset(self) -> None:
+        """Forgets smoothed limits (a time jump, another camera)."""
+        self._limits = None
+        self._stamp_s = None
+
+    def apply(
+        self, raw: np.ndarray, *, valid: np.ndarray | None = None, stamp_s: float | None = None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Normalises one picture.
+
+        Args:
+            raw: (H, W) uint8, uint16 (counts) or float32 (any unit; NaN and infinity are missing pixels).
+            valid: (H, W) bool, or None when every pixel is valid.
+            stamp_s: time of the picture in seconds; ``percentile_smoothed`` needs it.
+
+        Returns:
+            Picture (H, W) float32 in [0, 1], exactly 0 at invalid pixels, and the mask (None: all valid).
+
+        Raises:
+            InputError: other shape or dtype, or no stamp where one is needed.
+        """
+        if raw.ndim != 2 or raw.dtype not in (np.uint8, np.uint16, np.float32):
+            raise InputError(
+                "thermal picture of unsupported kind",
+                expected="(H, W) uint8, uint16 or float32",
+                got=f"{raw.shape} {raw.dtype}",
+            )
+        if raw.dtype == np.float32:
+            finite = np.isfinite(raw)
+            if not finite.all():
+                valid = finite if valid is None else finite & valid
+        if raw.dtype == np.uint8:
+            picture = raw.astype(np.float32) * np.float32(1.0 / 255.0)
+        else:
+            low, high = self._limits_for(raw, valid, stamp_s)
+            # Counts are compared in float64 once, at the two limits; the picture itself needs float32 only.
+            a, b = self._to_counts(low), self._to_counts(high)
+            picture = (raw.astype(np.float32) - np.float32(a)) * np.float32(1.0 / (b - a))
+            np.clip(picture, 0.0, 1.0, out=picture)
+        if valid is not None:
+            picture[~valid] = 0.0
+        return picture, valid
+
+    def _to_counts(self, value: float) -> float:
+        return (value - self.config.offset) / self.config.scale
+
+    def _limits_for(self, raw: np.ndarray, valid: np.ndarray | None, stamp_s: float | None) -> tuple[float, float]:
+        config = self.config
+        if config.mode == "fixed":
+            return config.low, config.high
+        counts = raw if valid is None else raw[valid]
+        if counts.size == 0:
+            return self._limits or (config.offset, config.offset + config.scale)
+        low, high = np.percentile(counts, (config.low_percentile, config.high_percentile))
+        # A flat picture has no contrast to stretch: one count is the least range.
+        high = max(high, low + 1.0) if raw.dtype == np.uint16 else max(high, low + 1e-6 * max(1.0, abs(low)))
+        limits = (low * config.scale + config.offset, high * config.scale + config.offset)
+        if config.mode == "percentile":
+            return limits
+        if stamp_s is None:
+            raise InputError("percentile_smoothed gain control needs the time of the picture", do="pass stamp_s")
+        if self._limits is not None and self._stamp_s is not None and stamp_s >= self._stamp_s:
+            weight = float(np.exp(-(stamp_s - self._stamp_s) / config.time_constant_s))
+            limits = tuple(weight * old + (1.0 - weight) * new for old, new in zip(self._limits, limits))
+        self._limits, self._stamp_s = limits, stamp_s
+        return limits
+
+
+def split_luma(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Luma and chroma of a visible picture (BT.601 full range, as OpenCV's ``COLOR_RGB2YCrCb``).
+
+    Args:
+        rgb: (H, W, 3) uint8 RGB, or (H, W) uint8 grey.
+
+    Returns:
+        Luma (H, W) uint8 and CrCb (H, W, 2) uint8, which is None for a grey picture.
+
+    Raises:
+        InputError: other shape or dtype.
+    """
+    if rgb.dtype != np.uint8 or not (rgb.ndim == 2 or (rgb.ndim == 3 and rgb.shape[2] == 3)):
+        raise InputError(
+            "visible picture of unsupported kind", expected="(H, W, 3) or (H, W) uint8", got=f"{rgb.shape} {rgb.dtype}"
+        )
+    if rgb.ndim == 2:
+        return rgb, None
+    ycrcb = cv2.cvtColor(rgb, cv2.COLOR_RGB2YCrCb)
+    return np.ascontiguousarray(ycrcb[:, :, 0]), np.ascontiguousarray(ycrcb[:, :, 1:])
+
+
+def join_chroma(luma: np.ndarray, chroma: np.ndarray | None, *, valid: np.ndarray | None = None) -> np.ndarray:
+    """Puts chroma back on a fused luma (ISFL supplement, section 3).
+
+    Args:
+        luma: (H, W) uint8.
+        chroma: (H, W, 2) uint8 CrCb, or None for a grey result.
+        valid: (H, W) bool, where the visible picture is valid; chroma is neutral elsewhere.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+    """
+    if chroma is None:
+        return cv2.cvtColor(luma, cv2.COLOR_GRAY2RGB)
+    if valid is not None:
+        chroma = np.where(valid[:, :, None], chroma, np.uint8(NEUTRAL_CHROMA))
+    return cv2.cvtColor(cv2.merge((luma, chroma[:, :, 0], chroma[:, :, 1])), cv2.COLOR_YCrCb2RGB)
+
+
+def to_uint8(picture: np.ndarray) -> np.ndarray:
+    """Rounds a picture in [0, 1] to 8 bits, clipped; shape kept."""
+    return np.clip(np.rint(picture * 255.0), 0, 255).astype(np.uint8)
+
+
+def mask_invalid(picture: Tensor, valid: Tensor | None) -> Tensor:
+    """Sets invalid pixels to exactly 0, whatever they held (NaN too): how ISFL equations 2 to 4 represent missing data.
+
+    Args:
+        picture: (B, 1, H, W) floating.
+        valid: bool of a shape that broadcasts to the picture, or None when every pixel is valid.
+    """
+    if valid is None:
+        return picture
+    return torch.where(valid, picture, torch.zeros((), dtype=picture.dtype, device=picture.device))

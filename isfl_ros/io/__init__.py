@@ -1,0 +1,1 @@
+"""Sources and sinks of pictures: folders, manifests, the built-in night drive."""

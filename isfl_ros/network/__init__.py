@@ -1,0 +1,1 @@
+"""The fusion networks: configuration, parts, checkpoints, inference form."""

@@ -1,0 +1,78 @@
+"""Configuration of the ISFL network and its named architectures."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from isfl_ros.errors import InputError
+
+DECODER_ORDERS = ("add_then_conv", "conv_then_add")
+MINIMUM_SIZE = 32  # pixels; below that three scales leave nothing to pool
+
+
+@dataclass(frozen=True, kw_only=True)
+class IsflConfig:
+    """Everything that decides the shape of an ISFL network.
+
+    Raises:
+        InputError: on construction, when a value is out of range.
+    """
+
+    siamese: bool = False
+    """One encoder for both modalities (the paper) or two of equal shape (the authors' release)."""
+    width: int = 32
+    """Channels of every feature map."""
+    scales: int = 3
+    """Encoder blocks; scale k works at 1 / 2^(k-1) of the input size."""
+    grid: int = 8
+    """Side r of the pooled key/value grid of the cross-attention."""
+    gate_width: int = 16
+    """Hidden channels of the gate; 0 is the paper's single 3x3 convolution."""
+    refine: bool = True
+    """A 3x3 convolution block after the blend of each scale (the release has it)."""
+    decoder_order: str = "add_then_conv"
+    """``add_then_conv``: up-sample, add, convolve (release); ``conv_then_add``: up-sample, convolve, add (paper)."""
+    head_kernel: int = 3
+    """Kernel of the last convolution: 3 (release) or 1 (paper)."""
+    cfi: bool = True
+    """False replaces the Causal Feature Integrator by the local feature alone (ablation; such a network has no gates)."""
+
+    def __post_init__(self) -> None:
+        def require(ok: bool, key: str, expected: str) -> None:
+            if not ok:
+                raise InputError(f"network.{key} out of range", expected=expected, got=repr(getattr(self, key)))
+
+        require(isinstance(self.width, int) and 1 <= self.width <= 256, "width", "an integer from 1 to 256")
+        require(isinstance(self.scales, int) and 1 <= self.scales <= 4, "scales", "an integer from 1 to 4")
+        require(isinstance(self.grid, int) and 1 <= self.grid <= 32, "grid", "an integer from 1 to 32")
+        require(isinstance(self.gate_width, int) and 0 <= self.gate_width <= 256, "gate_width", "an integer from 0 to 256")
+        require(self.decoder_order in DECODER_ORDERS, "decoder_order", f"one of {', '.join(DECODER_ORDERS)}")
+        require(self.head_kernel in (1, 3), "head_kernel", "1 or 3")
+        for key in ("siamese", "refine", "cfi"):
+            require(isinstance(getattr(self, key), bool), key, "true or false")
+
+
+ARCHITECTURES: dict[str, IsflConfig] = {
+    # Two encoders, because a symmetric network cannot tell a hot pedestrian from a bright lamp.
+    "isfl": IsflConfig(),
+    # What the authors released; kept apart so that our default may move without touching the comparison.
+    "isfl-release": IsflConfig(
+        siamese=False, width=32, scales=3, grid=8, gate_width=16, refine=True, decoder_order="add_then_conv", head_kernel=3
+    ),
+}
+
+
+def config_from_dict(cls: type, values: dict, where: str):
+    """Builds a frozen configuration from a mapping, refusing keys it does not have.
+
+    Raises:
+        InputError: ``values`` is not a mapping or has an unknown key.
+    """
+    if not isinstance(values, dict):
+        raise InputError(f"{where} is not a mapping", expected="keys and values", got=type(values).__name__)
+    names = [field.name for field in dataclasses.fields(cls)]
+    unknown = sorted(set(values) - set(names))
+    if unknown:
+        raise InputError(f"{where} has unknown key {unknown[0]!r}", expected=f"one of {', '.join(names)}")
+    return cls(**values)

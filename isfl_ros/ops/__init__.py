@@ -1,0 +1,1 @@
+"""Operations of the networks, one folder each: contract, readable reference, implementations, derivation."""

@@ -1,0 +1,1 @@
+"""Training: data, interventions, losses, loop, configuration."""

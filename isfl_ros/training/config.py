@@ -1,0 +1,275 @@
+"""Training configuration: one YAML file, refused where it has a key or a value that does not exist."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from isfl_ros.errors import InputError
+from isfl_ros.network.config import ARCHITECTURES, IsflConfig, config_from_dict
+
+VARIANTS = ("complementary", "identical", "drop_infrared", "drop_visible")
+
+
+def _require(ok: bool, key: str, expected: str, got: object) -> None:
+    if not ok:
+        raise InputError(f"{key} out of range", expected=expected, got=repr(got))
+
+
+def _choice(value: str, key: str, choices: tuple[str, ...]) -> None:
+    _require(value in choices, key, f"one of {', '.join(choices)}", value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which pairs, and how patches are cut from them."""
+
+    sets: tuple[str, ...] = ()
+    """Set specifications (see isfl_ros.io.dataset), relative to the data root."""
+    validation: tuple[str, ...] = ()
+    """Sets on which the fusion loss is reported; never trained on."""
+    validation_pairs: int = 8
+    """Pairs of each validation set that are used."""
+    patch: int = 256
+    """Side of the square patches in pixels."""
+    batch: int = 16
+    """Patches in a step."""
+    least_scale: float = 1.0
+    """Patches are cut at a random scale between this and 1 and reduced to the patch size; 1 switches it off."""
+
+    def __post_init__(self) -> None:
+        _require(self.patch >= 32, "data.patch", ">= 32", self.patch)
+        _require(self.batch >= 1, "data.batch", ">= 1", self.batch)
+        _require(0.1 <= self.least_scale <= 1.0, "data.least_scale", "0.1 to 1", self.least_scale)
+        _require(self.validation_pairs >= 1, "data.validation_pairs", ">= 1", self.validation_pairs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InterventionConfig:
+    """The interventions of paper section 3.2; each can be switched off."""
+
+    complementary: bool = True
+    """Masks that never occlude both modalities at one pixel (equation 2)."""
+    identical: bool = True
+    """One mask for both modalities (equation 3)."""
+    drop_infrared: bool = True
+    """The whole infrared picture missing (equation 4)."""
+    drop_visible: bool = True
+    """The whole visible picture missing (equation 4)."""
+    per_step: int = 0
+    """Interventions drawn at random in a step; 0 takes all. Their terms are scaled so that the expected loss stays."""
+    square: int = 16
+    """Side of an occluding square in pixels."""
+    most_squares: int = 6
+    """One to this many squares a picture."""
+    most_area: float = 0.5
+    """Largest occluded part of the patch."""
+    disks: float = 0.0
+    """Part of the squares that are disks instead (release: 0.3)."""
+    overlap: str = "trim"
+    """Complementary squares that meet: ``trim`` (the visible's stay) or ``coin`` (drawn per pixel, release)."""
+    large: float = 0.0
+    """Probability that a complementary sample gets one large region instead (band, half frame, irregular holes)."""
+
+    def __post_init__(self) -> None:
+        _choice(self.overlap, "interventions.overlap", ("trim", "coin"))
+        _require(0 <= self.per_step <= len(VARIANTS), "interventions.per_step", "0 to 4", self.per_step)
+        _require(self.square >= 1, "interventions.square", ">= 1", self.square)
+        _require(self.most_squares >= 1, "interventions.most_squares", ">= 1", self.most_squares)
+        for key in ("most_area", "disks", "large"):
+            _require(0.0 <= getattr(self, key) <= 1.0, f"interventions.{key}", "0 to 1", getattr(self, key))
+
+    def active(self) -> tuple[str, ...]:
+        """Names of the interventions that are on."""
+        return tuple(name for name in VARIANTS if getattr(self, name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Every term of the objective with its weight (0 switches it off) and its reading."""
+
+    intensity: float = 1.0
+    """Weight of |F - vi| + |F - ir| (equation 10)."""
+    structure: float = 1.0
+    """lambda_1: weight of the structure term (equation 10)."""
+    structure_operator: str = "laplacian4"
+    """``laplacian4``, ``laplacian8`` (release) or ``sobel``."""
+    structure_reading: str = "signed_max"
+    """``signed_max`` (as printed), ``absolute`` (absolute values on both sides, release) or ``larger`` (the signed value of
+    larger magnitude)."""
+    structure_scales: int = 1
+    """Octaves at which the structure term is taken, each on the pictures halved once more."""
+    structure_gain: float = 1.0
+    """Factor on the target of the structure term."""
+    ssim: float = 0.0
+    """Weight of (1 - SSIM(F, vi)) + (1 - SSIM(F, ir)); not in the paper."""
+    target: float = 0.0
+    """Weight of the hot-target term: local contrast of thermally salient regions is kept; not in the paper."""
+    fidelity: float = 0.0
+    """Weight of |F - surviving modality| where exactly one modality is valid; not in the paper."""
+    alpha: float = 0.1
+    """Weight of the intervention consistency (equation 9)."""
+    consistency_gates: str = "original"
+    """Gates that weigh the differences: of the ``original`` pass or of the ``masked`` passes (release)."""
+    consistency_detach: bool = False
+    """Whether those weights are cut off from the gradient."""
+    consistency_region: str = "all"
+    """``all`` pixels, or those where ``both_valid``."""
+    regularizer: float = 1.0
+    """Weight of the gate regularisation R inside the consistency term (equation 12)."""
+    eta: float = 0.3
+    """Target of the mean gate (equation 12)."""
+    entropy: str = "pixel"
+    """``pixel`` (binary entropy of each gate value), ``spatial`` (of the normalised map, over its maximum) or ``off``."""
+    entropy_sign: str = "reward"
+    """``reward`` (minus H, as printed) or ``penalise`` (plus H, "binary-like decisions" as the text says)."""
+    beta: float = 0.05
+    """Weight of the modal necessity (equation 9)."""
+    necessity: str = "literal"
+    """``literal`` (differences minimised, as printed and released) or ``contrast`` (kept above a margin, as the text says)."""
+    necessity_margin: float = 0.1
+    """Mean absolute difference above which ``contrast`` asks for no more."""
+
+    def __post_init__(self) -> None:
+        _choice(self.structure_operator, "loss.structure_operator", ("laplacian4", "laplacian8", "sobel"))
+        _choice(self.structure_reading, "loss.structure_reading", ("signed_max", "absolute", "larger"))
+        _choice(self.consistency_gates, "loss.consistency_gates", ("original", "masked"))
+        _choice(self.consistency_region, "loss.consistency_region", ("all", "both_valid"))
+        _choice(self.entropy, "loss.entropy", ("pixel", "spatial", "off"))
+        _choice(self.entropy_sign, "loss.entropy_sign", ("reward", "penalise"))
+        _choice(self.necessity, "loss.necessity", ("literal", "contrast"))
+        _require(1 <= self.structure_scales <= 6, "loss.structure_scales", "1 to 6", self.structure_scales)
+        _require(0.0 < self.eta < 1.0, "loss.eta", "between 0 and 1", self.eta)
+        for key in ("intensity", "structure", "ssim", "target", "fidelity", "alpha", "regularizer", "beta"):
+            _require(getattr(self, key) >= 0.0, f"loss.{key}", ">= 0", getattr(self, key))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Adam and its learning rate."""
+
+    lr: float = 1e-4
+    """Learning rate after warm-up."""
+    schedule: str = "constant"
+    """``constant``, or ``cosine`` down to ``least_lr`` at the last step."""
+    least_lr: float = 1e-6
+    """Learning rate at the end of ``cosine``."""
+    warmup_steps: int = 0
+    """Steps over which the rate rises linearly from 0."""
+    clip_norm: float = 0.0
+    """Largest norm of the gradient; 0 switches clipping off."""
+
+    def __post_init__(self) -> None:
+        _choice(self.schedule, "optimizer.schedule", ("constant", "cosine"))
+        _require(self.lr > 0, "optimizer.lr", "> 0", self.lr)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """One training run."""
+
+    recipe: str = "custom"
+    """Name that the model folder carries."""
+    architecture: str = "isfl"
+    """Named architecture."""
+    network: dict = field(default_factory=dict)
+    """Keys of the network configuration that differ from the architecture's (ablations)."""
+    data: DataConfig = field(default_factory=DataConfig)
+    interventions: InterventionConfig = field(default_factory=InterventionConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    steps: int = 6750
+    """Optimiser steps."""
+    seed: int = 0
+    """Seed of weights, order, patches and masks."""
+    precision: str = "fp32"
+    """``fp32`` or ``bf16`` (autocast)."""
+    batchnorm_update: str = "all"
+    """Which passes move the running statistics: ``all`` (release) or ``original``."""
+    batchnorm_freeze: float = 1.0
+    """Part of the run after which running statistics are frozen and used; 1 never freezes."""
+    checkpoint_every: int = 250
+    """Steps between resumable checkpoints."""
+    log_every: int = 20
+    """Steps between TensorBoard scalars."""
+    validate_every: int = 500
+    """Steps between validation losses and pictures."""
+
+    def __post_init__(self) -> None:
+        _choice(self.architecture, "architecture", tuple(ARCHITECTURES))
+        _choice(self.precision, "precision", ("fp32", "bf16"))
+        _choice(self.batchnorm_update, "batchnorm_update", ("all", "original"))
+        _require(self.steps >= 1, "steps", ">= 1", self.steps)
+        _require(0.0 < self.batchnorm_freeze <= 1.0, "batchnorm_freeze", "above 0, at most 1", self.batchnorm_freeze)
+        for key in ("checkpoint_every", "log_every", "validate_every"):
+            _require(getattr(self, key) >= 1, key, ">= 1", getattr(self, key))
+        self.network_config()
+
+    def network_config(self) -> IsflConfig:
+        """The architecture's configuration with this run's differences."""
+        values = dataclasses.asdict(ARCHITECTURES[self.architecture]) | dict(self.network)
+        return config_from_dict(IsflConfig, values, "network")
+
+
+_SECTIONS = {
+    "data": DataConfig,
+    "interventions": InterventionConfig,
+    "loss": LossConfig,
+    "optimizer": OptimizerConfig,
+}
+
+
+def parse_config(document: dict, where: str) -> TrainingConfig:
+    """Builds the configuration from a mapping as YAML gives it.
+
+    Raises:
+        InputError: an unknown key, a value of the wrong type or out of range.
+    """
+    if not isinstance(document, dict):
+        raise InputError(f"{where} is not a mapping", expected="keys and values", got=type(document).__name__)
+    values = dict(document)
+    for key, cls in _SECTIONS.items():
+        if key in values:
+            values[key] = _typed(cls, values[key], f"{where}: {key}")
+    return _typed(TrainingConfig, values, where)
+
+
+def read_config(path: str | Path) -> TrainingConfig:
+    """Reads a YAML file; see :func:`parse_config`.
+
+    Raises:
+        InputError: as :func:`parse_config`, or the file is missing or no YAML.
+    """
+    path = Path(path)
+    try:
+        document = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise InputError(f"{path} cannot be read", got=error.strerror or str(error)) from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is no YAML", got=" ".join(str(error).split())) from error
+    return parse_config(document, str(path))
+
+
+def _typed(cls: type, values: dict, where: str):
+    """``config_from_dict`` with the scalar types checked: YAML reads ``1e-4`` as text and ``yes`` as a boolean."""
+    if not isinstance(values, dict):
+        raise InputError(f"{where} is not a mapping", expected="keys and values", got=type(values).__name__)
+    kinds = {f.name: f.type for f in dataclasses.fields(cls)}
+    converted = {}
+    for key, value in values.items():
+        kind = kinds.get(key)
+        if kind == "float" and isinstance(value, (int, str)) and not isinstance(value, bool):
+            try:
+                value = float(value)
+            except ValueError:
+                raise InputError(f"{where}: {key} is no number", got=repr(value)) from None
+        elif kind == "tuple[str, ...]" and isinstance(value, list):
+            value = tuple(value)
+        expected = {"float": float, "int": int, "bool": bool, "str": str, "tuple[str, ...]": tuple, "dict": dict}.get(kind)
+        if expected and (not isinstance(value, expected) or (expected is int and isinstance(value, bool))):
+            raise InputError(f"{where}: {key} has the wrong type", expected=kind, got=repr(value))
+        converted[key] = value
+    return config_from_dict(cls, converted, where)

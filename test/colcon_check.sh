@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Builds and tests the package with colcon in a folder of its own, then starts the installed node and stops it again.
+# Usage: colcon_check.sh BIN   (BIN: folder of the environment's programs)
+set -euo pipefail
+bin=$(cd "$1" && pwd)
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+export PATH="$bin:$PATH" ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST ROS_DOMAIN_ID=${ROS_DOMAIN_ID:-71}
+cd "$work"
+colcon --log-base log build --base-paths "$root" --build-base build --install-base install
+# The suite itself has run; here it is enough that colcon finds and runs tests of the package.
+colcon --log-base log test --base-paths "$root" --build-base build --install-base install \
+    --pytest-args -q -m "not slow and not dds" test/test_package.py test/ops
+colcon --log-base log test-result --test-result-base build --verbose
+
+set +u # colcon's setup script reads unset variables
+. install/local_setup.bash
+set -u
+share=$work/install/isfl_ros/share/isfl_ros
+node=$work/install/isfl_ros/lib/isfl_ros/fusion_node
+for file in models/isfl/weights.safetensors config/fusion_node.yaml config/rviz/fusion.rviz launch/fusion.launch.py; do
+    test -f "$share/$file" || { echo "not installed: $file" >&2; exit 1; }
+done
+cd / # so that nothing is found by accident in the source tree
+"$node" --ros-args --params-file "$share/config/fusion_node.yaml" -r __ns:=/colcon_check >"$work/node.log" 2>&1 &
+pid=$!
+for _ in $(seq 120); do
+    grep -q "active" "$work/node.log" && break
+    kill -0 "$pid" 2>/dev/null || { cat "$work/node.log"; echo "the installed node ended" >&2; exit 1; }
+    sleep 0.5
+done
+grep -q "active" "$work/node.log" || { cat "$work/node.log"; echo "the installed node did not become active" >&2; kill "$pid"; exit 1; }
+kill -INT "$pid"
+wait "$pid" || { status=$?; cat "$work/node.log"; echo "the installed node ended with $status" >&2; exit 1; }
+echo "colcon: built, tested, installed node ran and ended with 0"

@@ -1,0 +1,161 @@
+"""The network against golden values, against a plain second formulation, and against its own contract."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from isfl_ros.errors import InputError
+from isfl_ros.network.config import ARCHITECTURES, IsflConfig
+from isfl_ros.network.model import IsflNet, for_inference, mean_gate
+from isfl_ros.network.release import read_release
+
+_spec = importlib.util.spec_from_file_location("plain_network", Path(__file__).parent.parent / "plain_network.py")
+plain_network = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(plain_network)
+
+SIZES = [(32, 32), (33, 47), (101, 147), (64, 80)]
+
+
+def random_network(config: IsflConfig, dtype=torch.float64) -> IsflNet:
+    """A network with running statistics and affine parameters that a forgotten fold would not survive."""
+    network = IsflNet(config)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.5, 0.5)
+            nn.init.uniform_(module.running_var, 0.3, 2.0)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+    return network.eval().to(dtype)
+
+
+def pair(size, dtype=torch.float64, batch=1):
+    return [torch.rand((batch, 1, *size), dtype=dtype) for _ in range(2)]
+
+
+def relative(a, b):
+    return float((a.double() - b.double()).abs().max() / b.double().abs().max())
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-10), (torch.float32, 1e-5)], ids=["float64", "float32"])
+def test_inference_form_equals_plain_formulation(size, dtype, bound):
+    network = random_network(ARCHITECTURES["isfl"])
+    visible, infrared = pair(size)
+    wanted, wanted_gates = plain_network.plain_forward(network.state_dict(), visible, infrared)
+    with torch.inference_mode():
+        fused, gates = for_inference(network.to(dtype))(visible.to(dtype), infrared.to(dtype), return_gates=True)
+    assert fused.shape == visible.shape
+    assert relative(fused, wanted) <= bound
+    for got, want in zip(gates, wanted_gates, strict=True):
+        assert relative(got, want) <= bound
+
+
+@pytest.mark.parametrize("attention", ["reference", "folded"])
+def test_release_reproduces_golden_values(reference_values, attention):
+    network, _ = read_release(reference_values / "isfuse_release.safetensors")
+    network.set_attention(attention)
+    golden = np.load(reference_values / "isfuse_release_golden.npz")
+    for form in (network, for_inference(network)):
+        for index in range(3):
+            visible, infrared = (
+                torch.from_numpy(golden[f"{index}_{name}"]).reshape(1, 1, *golden[f"{index}_fused"].shape[-2:])
+                for name in ("visible_luma", "infrared")
+            )
+            with torch.inference_mode():
+                fused, gates = form(visible, infrared, return_gates=True)
+            for got, name in zip([fused, *gates], ["fused", "gate_coarse", "gate_middle", "gate_fine"], strict=True):
+                wanted = torch.from_numpy(golden[f"{index}_{name}"]).reshape(got.shape)
+                assert float((got - wanted).abs().max()) <= 1e-4, (index, name)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        IsflConfig(siamese=True),
+        IsflConfig(decoder_order="conv_then_add", head_kernel=1, gate_width=0, refine=False),
+        IsflConfig(scales=2, width=8, grid=12),
+        IsflConfig(cfi=False),
+    ],
+    ids=["siamese", "paper decoder", "small", "without CFI"],
+)
+def test_every_configuration_runs_and_folds(config):
+    network = random_network(config)
+    visible, infrared = pair((45, 70), batch=2)
+    with torch.inference_mode():
+        wanted, gates = network(visible, infrared, return_gates=True)
+        got = for_inference(network)(visible, infrared)
+    assert got.shape == (2, 1, 45, 70)
+    assert relative(got, wanted) <= 1e-10
+    assert len(gates) == (config.scales if config.cfi else 0)
+    assert network.has_gates == bool(gates)
+
+
+def test_size_of_the_default_architecture():
+    network = IsflNet(ARCHITECTURES["isfl"])
+    assert sum(p.numel() for p in network.parameters()) <= 240_000
+    shared = IsflNet(IsflConfig(siamese=True))
+    assert sum(p.numel() for p in shared.parameters()) < sum(p.numel() for p in network.parameters())
+
+
+def test_multiply_accumulates_of_the_default_architecture():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    network = for_inference(IsflNet(ARCHITECTURES["isfl"]))
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        network(torch.zeros(1, 1, 480, 640), torch.zeros(1, 1, 480, 640))
+    assert counter.get_total_flops() / 2 <= 28e9
+
+
+def test_masked_pixels_do_not_reach_the_network():
+    network = for_inference(random_network(ARCHITECTURES["isfl"]))
+    visible, infrared = pair((40, 50))
+    valid = torch.rand(1, 1, 40, 50) > 0.3
+    poisoned = torch.where(valid, infrared, torch.nan)
+    with torch.inference_mode():
+        wanted = network(visible, torch.where(valid, infrared, torch.zeros_like(infrared)))
+        got = network(visible, poisoned, valid_infrared=valid)
+    assert torch.equal(got, wanted)
+
+
+def test_gates_are_asked_for_and_cost_no_change():
+    network = random_network(ARCHITECTURES["isfl"])
+    visible, infrared = pair((36, 52))
+    with torch.inference_mode():
+        fused, gates = network(visible, infrared, return_gates=True)
+        assert torch.equal(network(visible, infrared), fused)
+    assert [tuple(g.shape[-2:]) for g in gates] == [(9, 13), (18, 26), (36, 52)]
+    gate = mean_gate(gates, (36, 52))
+    assert gate.shape == (1, 1, 36, 52) and 0 < float(gate.min()) and float(gate.max()) < 1
+    # The finest gate is already at full size, so it enters the mean as it is.
+    others = mean_gate(gates[:2], (36, 52))
+    assert torch.allclose(gate, (others * 2 + gates[2].float()) / 3)
+
+
+def test_the_two_modalities_are_not_interchanged():
+    network = random_network(ARCHITECTURES["isfl"])
+    visible, infrared = pair((40, 40))
+    with torch.inference_mode():
+        assert not torch.allclose(network(visible, infrared), network(infrared, visible))
+
+
+@pytest.mark.parametrize(
+    ("visible", "infrared", "message"),
+    [((1, 1, 31, 64), (1, 1, 31, 64), "too small"), ((1, 1, 64, 64), (1, 1, 64, 65), "one shape"), ((1, 3, 64, 64),) * 2 + ("one shape",)],
+)
+def test_unusable_inputs_are_refused(visible, infrared, message):
+    with pytest.raises(InputError, match=message):
+        IsflNet(IsflConfig())(torch.zeros(visible), torch.zeros(infrared))
+
+
+@pytest.mark.parametrize(
+    "values", [{"width": 0}, {"scales": 5}, {"grid": 0}, {"decoder_order": "up"}, {"head_kernel": 2}, {"cfi": 1}]
+)
+def test_configuration_is_checked(values):
+    with pytest.raises(InputError, match=f"network.{next(iter(values))} out of range"):
+        IsflConfig(**values)

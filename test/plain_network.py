@@ -1,0 +1,65 @@
+"""The network a second time, from a table of tensors: plain NCHW, nothing pooled early, folded or fused.
+
+Oracle of the network tests and opponent of the benchmarks. It shares no code with the package.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_EPS = 1e-5
+
+
+def plain_forward(
+    p: dict[str, Tensor], visible: Tensor, infrared: Tensor, *, scales: int = 3, grid: int = 8
+) -> tuple[Tensor, list[Tensor]]:
+    """Fused luma (B, 1, H, W) and gates, coarsest first, of the architectures ``isfl`` and ``isfl-release``."""
+
+    def conv(name: str, x: Tensor, padding: int) -> Tensor:
+        return F.conv2d(x, p[f"{name}.weight"], p[f"{name}.bias"], padding=padding)
+
+    def unit(name: str, x: Tensor) -> Tensor:
+        x = conv(f"{name}.conv", x, 1)
+        mean, var = p[f"{name}.norm.running_mean"], p[f"{name}.norm.running_var"]
+        x = (x - mean[:, None, None]) / torch.sqrt(var[:, None, None] + _EPS)
+        x = x * p[f"{name}.norm.weight"][:, None, None] + p[f"{name}.norm.bias"][:, None, None]
+        return torch.where(x > 0, x, 0.01 * x)
+
+    def encode(name: str, x: Tensor) -> list[Tensor]:
+        out = []
+        for k in range(scales):
+            if k:
+                x = F.max_pool2d(x, 2)
+            x = unit(f"{name}.blocks.{k}.1", unit(f"{name}.blocks.{k}.0", x))
+            out.append(x)
+        return out
+
+    def project(name: str, x: Tensor) -> Tensor:
+        return F.conv2d(x, p[f"{name}.weight"][:, :, None, None], p[f"{name}.bias"])
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        b, c, h, w = q.shape
+        k, v = F.adaptive_avg_pool2d(k, grid).flatten(2), F.adaptive_avg_pool2d(v, grid).flatten(2)
+        scores = torch.einsum("bcn,bct->bnt", q.flatten(2), k) / math.sqrt(c)
+        return torch.einsum("bnt,bct->bcn", scores.softmax(-1), v).reshape(b, c, h, w)
+
+    features_v, features_i = encode("encoder_visible", visible), encode("encoder_infrared", infrared)
+    gates, result = [], None
+    for k in reversed(range(scales)):
+        cfi, v, i = f"integrators.{k}", features_v[k], features_i[k]
+        qkv_v = [project(f"{cfi}.visible.{part}", v) for part in ("query", "key", "value")]
+        qkv_i = [project(f"{cfi}.infrared.{part}", i) for part in ("query", "key", "value")]
+        complementary = attend(qkv_v[0], *qkv_i[1:]) + attend(qkv_i[0], *qkv_v[1:])
+        gate = torch.sigmoid(conv(f"{cfi}.gate.layers.1", unit(f"{cfi}.gate.layers.0", complementary), 0))
+        gates.append(gate)
+        integrated = unit(f"{cfi}.refine", gate * complementary + (1 - gate) * (v + i))
+        if result is None:
+            result = integrated
+            continue
+        raised = F.interpolate(result, size=integrated.shape[-2:], mode="bilinear", align_corners=False)
+        result = unit(f"decoders.{k}.convs.1", unit(f"decoders.{k}.convs.0", raised + integrated))
+    return torch.sigmoid(conv("head.conv", result, 1)), gates
