@@ -25,10 +25,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--baseline", **many, metavar="NAME", help="free baselines (default: all of them)")
     parser.add_argument(
         "--images", **many, default=[], metavar="NAME=DIR",
-        help="pictures that another program fused: DIR/<set>/<stem>.*, or DIR/<stem>.* with one --data",
+        help="pictures that another program fused (of colour ones the luma): DIR/<set>/<stem>.*, or, with one set,"
+        " DIR/<stem>.*",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes that score (default: %(default)s)")
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="scoring processes (default: %(default)s)"
+    )
     parser.add_argument("--labels", action="store_true", help="refuse a pair without label picture (person contrast)")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier evaluation in --out")
 

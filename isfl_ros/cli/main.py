@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import logging
 import sys
 
 from isfl_ros import __version__
+from isfl_ros.cli import demo, evaluate, fuse, import_checkpoint, train
 from isfl_ros.errors import InputError
 
-# verb -> module; imported only when asked for, so that `isfl --help` needs neither torch nor matplotlib.
+# Verb modules import torch, matplotlib and the like only when they run, so that `isfl --help` is quick.
 _VERBS = {
-    "demo": ("isfl_ros.cli.demo", "the main job with no camera: player, node and recorder over a real DDS graph"),
-    "fuse": ("isfl_ros.cli.fuse", "fuse folders of thermal and visible pictures"),
-    "train": ("isfl_ros.cli.train", "train a network from a YAML file"),
-    "evaluate": ("isfl_ros.cli.evaluate", "metrics of models and baselines on sets of pairs"),
-    "import-checkpoint": ("isfl_ros.cli.import_checkpoint", "the authors' released weights into a model folder"),
+    "demo": demo,
+    "fuse": fuse,
+    "train": train,
+    "evaluate": evaluate,
+    "import-checkpoint": import_checkpoint,
 }
 
 
@@ -25,8 +25,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="isfl", description="Thermal and RGB fusion: demo, training, evaluation.")
     parser.add_argument("--version", action="version", version=f"isfl_ros {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for verb, (_, text) in _VERBS.items():
-        verbs.add_parser(verb, help=text, description=text[0].upper() + text[1:] + ".", add_help=False)
+    for verb, module in _VERBS.items():
+        verbs.add_parser(verb, help=module.HELP, add_help=False)
     return parser
 
 
@@ -34,9 +34,8 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one verb; returns the exit status: 0 done, 2 bad input, 130 interrupted."""
     argv = sys.argv[1:] if argv is None else argv
     namespace, rest = build_parser().parse_known_args(argv)
-    module_name, text = _VERBS[namespace.verb]
-    module = importlib.import_module(module_name)
-    parser = argparse.ArgumentParser(prog=f"isfl {namespace.verb}", description=text[0].upper() + text[1:] + ".")
+    module = _VERBS[namespace.verb]
+    parser = argparse.ArgumentParser(prog=f"isfl {namespace.verb}", description=module.HELP[0].upper() + module.HELP[1:] + ".")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     module.add_arguments(parser)
     args = parser.parse_args(rest)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,8 +61,7 @@ def read_set(spec: str) -> PairSet:
         InputError: as :func:`~isfl_ros.io.dataset.select_pairs`; or two pairs share a stem.
     """
     pairs = tuple(select_pairs(spec))
-    stems = [pair.stem for pair in pairs]
-    twice = sorted({stem for stem in stems if stems.count(stem) > 1})
+    twice = [stem for stem, count in Counter(pair.stem for pair in pairs).items() if count > 1]
     if twice:
         raise InputError(f"{spec} selects two pairs of the stem {twice[0]!r}", do="select one set at a time")
     return PairSet(name=check_name("set", set_name(spec)), spec=spec, pairs=pairs)
@@ -128,9 +128,16 @@ class Baseline:
         return BASELINES[self.name](sources.infrared, sources.luma)
 
 
-class FusedPictures:
-    """Pictures that another program fused, found by stem: ``DIR/<set>/<stem>.*``, with a single set also ``DIR/<stem>.*``.
+def _own_name(name: str) -> str:
+    if name in BASELINES:
+        raise InputError(f"method name {name!r} belongs to a baseline", do="put another NAME= in front")
+    return check_name("method", name)
 
+
+class FusedPictures:
+    """Pictures that another program fused, found by stem.
+
+    They lie in ``DIR/<set>/<stem>.*``, with a single set also in ``DIR/<stem>.*``.
     Of colour pictures the luma is taken, which differs a little from the fused luma they were made from.
 
     Raises:
@@ -138,7 +145,7 @@ class FusedPictures:
     """
 
     def __init__(self, name: str, folder: str | Path, sets: Sequence[PairSet]):
-        self.name = check_name("method", name)
+        self.name = _own_name(name)
         folder = Path(folder)
         if not folder.is_dir():
             raise InputError(f"{folder} is not a folder", expected="a folder of fused pictures")
@@ -185,7 +192,7 @@ class Model:
     """
 
     def __init__(self, name: str, model: str):
-        self.name = check_name("method", name)
+        self.name = _own_name(name)
         self._directory = resolve_model(model)
         self._pipeline = FusionPipeline(PipelineConfig(model=model))
         self.description = dict(self._pipeline.description)

@@ -160,7 +160,8 @@ def markdown(summary: Mapping[str, dict], models: Mapping[str, ModelReport]) -> 
     if models:
         height, width = COMPLEXITY_SIZE
         rows = [f"## Models at {width}x{height}", ""]
-        rows += ["| model | parameters | GMAC | median latency (ms) | device | attention |", "|---|--:|--:|--:|---|---|"]
+        rows.append("| model | parameters | GMAC | median latency (ms) | device | attention |")
+        rows.append("|---|--:|--:|--:|---|---|")
         for name, model in models.items():
             cost, about = model.complexity, model.description
             rows.append(

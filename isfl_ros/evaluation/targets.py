@@ -90,7 +90,7 @@ def person_contrast(
 
 
 def summarize(ratios: list[float]) -> dict[str, float | int]:
-    """`people` (how many), and where there are any the `person_median` and `person_p10` (10th percentile) of the ratios."""
+    """`people` (how many), and where there are any `person_median` and `person_p10` (10th percentile) of the ratios."""
     if not ratios:
         return {"people": 0}
     median, low = np.percentile(ratios, (50, 10))

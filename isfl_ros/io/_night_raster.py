@@ -17,7 +17,7 @@ PLANES = 12
 NEAR_M = 0.5
 _FIXED_POINT_BITS = 4
 _MAX_COORDINATE = 20000.0
-_SUPERSAMPLED_PIXELS = 90_000
+_SUPERSAMPLED_PIXELS = 50_000
 
 
 class Camera:
@@ -49,7 +49,7 @@ class Camera:
 
 @dataclass(eq=False)
 class Texture:
-    """A planar surface: premultiplied (albedo RGB, temperature) and (emission RGB, coverage), both (h, w, 4) float32."""
+    """A planar surface: premultiplied (albedo RGB, temperature) and (emission RGB, coverage), (h, w, 4) each."""
 
     surface: np.ndarray
     light: np.ndarray
@@ -101,7 +101,7 @@ class Canvas:
         column = (b * np.arange(y0, y1)).astype(np.float32)
         return row[None, :] + column[:, None]
 
-    def _warp(self, texture: Texture, origin, u, v, span) -> tuple | None:
+    def _warp(self, texture: Texture, origin, u, v, span=(0.0, 1.0), *, shape_only: bool = False) -> tuple | None:
         origin, u, v = (np.asarray(a, np.float64) for a in (origin, u, v))
         lo, hi = span
         corners = np.array([origin + u * s + v * t for s, t in ((lo, 0), (hi, 0), (hi, 1), (lo, 1))])
@@ -109,7 +109,7 @@ class Canvas:
         if depth.min() < NEAR_M:
             return None
         window = self.window(pixels)
-        if window is None:
+        if window is None or np.ptp(pixels, axis=0).min() < 0.7:
             return None
         h, w = texture.surface.shape[:2]
         d1, d2 = pixels[2] - pixels[0], pixels[3] - pixels[1]
@@ -126,11 +126,11 @@ class Canvas:
         m = shift @ self.camera.projection @ local @ centre
         size = (x1 - x0, y1 - y0)
         warped = [cv2.warpPerspective(np.ascontiguousarray(a[:, i0:i1]), m, size, flags=cv2.INTER_LINEAR)
-                  for a in (surface, light)]
-        return window, warped[0], warped[1], corners[0]
+                  for a in ((light,) if shape_only else (surface, light))]
+        return window, warped[0], warped[-1], corners[0]
 
     def quad(self, texture: Texture, origin, u, v, normal, span=(0.0, 1.0)) -> None:
-        """Paints a texture on the parallelogram origin + s u + t v, s in `span`, t in [0, 1]; opaque to what lies behind.
+        """Paints a texture on the parallelogram origin + s u + t v, s in `span`, t in [0, 1].
 
         A parallelogram that comes nearer than NEAR_M is left out: cut it with `span` first.
         """
@@ -145,7 +145,7 @@ class Canvas:
 
     def decal(self, texture: Texture, origin, u, v) -> None:
         """Paints albedo and temperature of a flat texture on the ground that is already there."""
-        warped = self._warp(texture, origin, u, v, (0.0, 1.0))
+        warped = self._warp(texture, origin, u, v)
         if warped is None:
             return
         (x0, y0, x1, y1), surface, light, _ = warped
@@ -157,7 +157,7 @@ class Canvas:
 
     def shade(self, texture: Texture, origin, u, v, darkness: float, warmth: float) -> None:
         """Darkens the ground by coverage x darkness and warms it by coverage x warmth degrees (soft shadows)."""
-        warped = self._warp(texture, origin, u, v, (0.0, 1.0))
+        warped = self._warp(texture, origin, u, v, shape_only=True)
         if warped is None:
             return
         (x0, y0, x1, y1), _, light, _ = warped
@@ -195,7 +195,7 @@ class Canvas:
             return None
         x0, y0, x1, y1 = window
         w, h = x1 - x0, y1 - y0
-        scale = int(np.clip(np.sqrt(_SUPERSAMPLED_PIXELS / (w * h)), 1, 4))
+        scale = int(np.clip(np.sqrt(_SUPERSAMPLED_PIXELS / (w * h)), 2, 4))
         ids = np.zeros((h * scale, w * scale), np.uint8)
         fixed = ((points - (x0 - 0.5, y0 - 0.5)) * scale - 0.5) * (1 << _FIXED_POINT_BITS)
         fixed = np.round(fixed).astype(np.int32)

@@ -40,17 +40,17 @@ def ground(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     Rows run along Z, columns along X (centred on the line between the lanes); periodic along the rows.
     """
     n, ppm = GROUND_TILE, GROUND_PIXELS_PER_M
-    x = ((np.arange(n) + 0.5 - n / 2) / ppm).astype(np.float32)[None, :].repeat(n, 0)
-    z = ((np.arange(n) + 0.5) / ppm).astype(np.float32)[:, None].repeat(n, 1)
+    x = ((np.arange(n) + 0.5 - n / 2) / ppm).astype(np.float32)[None, :]
+    z = ((np.arange(n) + 0.5) / ppm).astype(np.float32)[:, None]
     fine = smooth_noise(rng, n, n, 1.6, wrap=True)
     medium = smooth_noise(rng, n, n, 9, wrap=True)
     coarse = smooth_noise(rng, n, n, 70, wrap=True)
     large = smooth_noise(rng, n, n, 240, wrap=True)
 
     tracks = sum(np.exp(-(((x - c) / 0.28) ** 2)) for c in (-2.5, -1.0, 1.0, 2.5)).astype(np.float32)
-    grey = 0.105 * (1 + 0.26 * fine + 0.12 * medium + 0.10 * coarse) * (1 - 0.16 * tracks)
+    grey = 0.105 * (1 + 0.09 * fine + 0.035 * medium + 0.06 * coarse) * (1 - 0.14 * tracks)
     albedo = np.stack([grey * 1.03, grey, grey * 0.95], -1)
-    temperature = 10.4 + 0.18 * fine + 0.25 * coarse + 0.35 * large + 0.75 * tracks
+    temperature = 9.1 + 0.15 * fine + 0.2 * coarse + 0.3 * large + 0.7 * tracks
     wet = np.clip(0.42 + 0.22 * large + 0.14 * coarse + 0.05 * medium - 0.08 * tracks, 0.05, 1)
 
     # Repairs: rectangles of newer asphalt, and sealed cracks.
@@ -72,11 +72,18 @@ def ground(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         return (np.clip((x - lo) * ppm + 0.5, 0, 1) * np.clip((hi - x) * ppm + 0.5, 0, 1)).astype(np.float32)
 
     def lay(mask: np.ndarray, rgb, celsius, wetness=None) -> None:
-        nonlocal temperature, wet
-        albedo[:] = albedo * (1 - mask[..., None]) + mask[..., None] * np.asarray(rgb, np.float32)
-        temperature = temperature * (1 - mask) + mask * celsius
+        mask = np.broadcast_to(mask, (n, n))
+        used = np.flatnonzero(mask.any(axis=0))
+        columns = slice(int(used[0]), int(used[-1]) + 1)
+        mask = mask[:, columns]
+
+        def part(value):
+            return value[:, columns] if isinstance(value, np.ndarray) and value.shape[:2] == (n, n) else value
+
+        albedo[:, columns] += mask[..., None] * (part(rgb) - albedo[:, columns])
+        temperature[:, columns] += mask * (part(celsius) - temperature[:, columns])
         if wetness is not None:
-            wet = wet * (1 - mask) + mask * wetness
+            wet[:, columns] += mask * (wetness - wet[:, columns])
 
     # Pavement slabs on the right and, behind the verge, on the left.
     slab = np.minimum(np.abs((x % 0.6) - 0.3), np.abs((z % 0.8) - 0.4))
@@ -84,7 +91,7 @@ def ground(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     tone = rng.normal(0, 1, (int(n / ppm / 0.8) + 1, 64)).astype(np.float32)
     tone = tone[(z / 0.8).astype(int) % len(tone), (np.floor(x / 0.6).astype(int)) % 64]
     paving = 0.17 * (1 + 0.12 * tone + 0.12 * fine + 0.05 * slab) * (1 - 0.55 * joint)
-    paving_t = 9.2 + 0.25 * tone + 0.6 * joint + 0.15 * fine + 0.2 * coarse
+    paving_t = 8.3 + 0.25 * tone + 0.6 * joint + 0.15 * fine + 0.2 * coarse
     rgb = np.stack([paving, paving * 0.96, paving * 0.9], -1)
     for lo, hi in ((RIGHT_KERB_M + 0.16, 40), (-40, LEFT_WALK_M)):
         lay(band(lo, hi), rgb, paving_t, 0.22)
@@ -97,7 +104,7 @@ def ground(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     stone = 1 - 0.5 * np.exp(-((((z % 1.0) - 0.5) / 0.03) ** 2))
     for lo, gutter in ((RIGHT_KERB_M, (RIGHT_KERB_M - 0.32, RIGHT_KERB_M)),
                        (LEFT_KERB_M - 0.16, (LEFT_KERB_M, LEFT_KERB_M + 0.32))):
-        lay(0.6 * band(*gutter), np.float32([0.05, 0.05, 0.05]), 9.6, 0.9)
+        lay(np.float32(0.6) * band(*gutter), np.float32([0.05, 0.05, 0.05]), 9.6, 0.9)
         kerb = (0.30 * stone * (1 + 0.1 * fine))[..., None] * np.float32([1, 0.98, 0.93])
         lay(band(lo, lo + 0.16), kerb, 8.2 + 0.5 * (1 - stone), 0.15)
     # Paint: broken centre line, edge of the parking lane, solid left edge. Worn by the texture under it.
@@ -110,6 +117,12 @@ def ground(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     lay(worn * dots * band(LANE_M + 0.02, LANE_M + 0.14), paint, 9.4)
     surface = np.dstack([np.clip(albedo, 0.004, 0.9), temperature]).astype(np.float32)
     return surface, np.clip(wet, 0, 1).astype(np.float32)
+
+
+def grain(rng: np.random.Generator) -> np.ndarray:
+    """Stones of the asphalt near the car: a periodic (512, 512) float32 factor around 0, to add to 1."""
+    tile = 0.6 * rng.standard_normal((512, 512)).astype(np.float32) + 0.5 * smooth_noise(rng, 512, 512, 2.5, wrap=True)
+    return np.clip(0.20 * tile + 0.4 * (rng.random((512, 512)) > 0.985), -0.6, 0.9).astype(np.float32)
 
 
 def facade(rng: np.random.Generator, width_m: float, floors: int, *, blind: bool = False) -> Texture:
@@ -179,7 +192,7 @@ def facade(rng: np.random.Generator, width_m: float, floors: int, *, blind: bool
                 lamp = np.where(yy > 1 - rng.uniform(0.12, 0.3) * (0.6 + 0.4 * np.sin(xx * rng.uniform(6, 14))),
                                 0.25 * lamp, lamp)
             emission[glass] = lamp[..., None] * colour
-            temperature[glass] += 2.6 + 0.6 * lamp
+            temperature[glass] += 4.0 + 2.0 * lamp
         elif rng.random() < 0.35:
             blind_rows = int(gh * rng.uniform(0.3, 1.0))
             albedo[glass][:blind_rows] = 0.16 + 0.03 * np.sin(np.arange(blind_rows) * 1.6)[:, None, None]
@@ -229,7 +242,7 @@ def facade(rng: np.random.Generator, width_m: float, floors: int, *, blind: bool
             tint = cv2.resize(rng.random((5, 11, 3)).astype(np.float32), (gw, gh), interpolation=cv2.INTER_NEAREST)
             emission[glass] = lamp[..., None] * glow * np.where(shelf[..., None], 0.15 + 0.7 * tint, 1.0)
             albedo[glass] = (0.03, 0.03, 0.035)
-            temperature[glass] = 8.6 + 1.0 * (glow.max() > 0.1) + 0.6 * shelf + 0.8 * yy
+            temperature[glass] = 9.0 + 5.0 * (glow.max() > 0.1) * (1 - 0.5 * yy) + 1.2 * shelf + 0.8 * yy
             edge = albedo[glass]
             edge[:3] = edge[-3:] = edge[:, :3] = edge[:, -3:] = (0.09, 0.09, 0.09)
             x0 += pane
@@ -272,7 +285,7 @@ def facade(rng: np.random.Generator, width_m: float, floors: int, *, blind: bool
 def tree(rng: np.random.Generator) -> tuple[Texture, float, float]:
     """A street tree as a cut-out and its width and height in metres."""
     width_m, height_m = 4.6, 6.6
-    ppm = 40
+    ppm = 48
     w, h = int(width_m * ppm), int(height_m * ppm)
     albedo = np.zeros((h, w, 3), np.uint8)
     alpha = np.zeros((h, w), np.uint8)
@@ -296,12 +309,12 @@ def tree(rng: np.random.Generator) -> tuple[Texture, float, float]:
     centre = np.array([w / 2, h * 0.36])
     lobes = centre + rng.normal(0, 1, (15, 2)) * (w * 0.19, h * 0.13)
     for layer in range(3):  # dark leaves behind, light ones in front
-        for _ in range(620):
+        for _ in range(750):
             lobe = lobes[int(rng.integers(len(lobes)))]
             p = lobe + rng.normal(0, 1, 2) * (w * 0.078, h * 0.052)
             light = (0.45 + 0.28 * layer) * rng.uniform(0.55, 1.25) * (1.12 - 0.5 * p[1] / h)
             leaf = np.array([46, 66, 22]) * light * np.array([rng.uniform(0.7, 1.6), 1, 1])
-            axes = (int(rng.integers(1, 4)), int(rng.integers(2, 6)))
+            axes = (int(rng.integers(1, 3)), int(rng.integers(2, 5)))
             angle = float(rng.uniform(0, 180))
             position = tuple(np.int32(p))
             cv2.ellipse(albedo, position, axes, angle, 0, 360, tuple(int(c) for c in leaf), -1, cv2.LINE_AA)
@@ -312,7 +325,8 @@ def tree(rng: np.random.Generator) -> tuple[Texture, float, float]:
     alpha[:, :2] = alpha[:, -2:] = 0
     keep_trunk = trunk[int(h * 0.62):] > 0
     celsius[int(h * 0.62):][keep_trunk] = 8.4
-    return Texture.build((albedo / 255.0).astype(np.float32) ** 1.25 * 2.0, celsius, None, alpha / 255.0), width_m, height_m
+    leaves = (albedo / 255.0).astype(np.float32) ** 1.25 * 2.0
+    return Texture.build(leaves, celsius, None, alpha / 255.0), width_m, height_m
 
 
 def soft_ellipse(size: int = 96, power: float = 2.0) -> Texture:
@@ -336,7 +350,7 @@ def zebra(rng: np.random.Generator, width_m: float, length_m: float) -> Texture:
     h, w = int(length_m * ppm), int(width_m * ppm)
     x = np.arange(w, dtype=np.float32)[None, :] / ppm
     stripe = np.clip(((x % 1.0) - 0.05) * ppm, 0, 1) * np.clip((0.55 - (x % 1.0)) * ppm, 0, 1)
-    worn = np.clip(0.78 + 0.2 * smooth_noise(rng, h, w, 6) + 0.15 * smooth_noise(rng, h, w, 40), 0.1, 1)
+    worn = np.clip(0.78 + 0.16 * smooth_noise(rng, h, w, 3) + 0.08 * smooth_noise(rng, h, w, 40), 0.1, 1)
     alpha = stripe * worn
     alpha[[0, -1]] = 0
     tone = 0.62 * (1 + 0.08 * smooth_noise(rng, h, w, 1.5))
@@ -350,7 +364,7 @@ def manhole(rng: np.random.Generator) -> Texture:
     r = np.sqrt(x * x + y * y)
     pattern = 0.5 + 0.5 * np.sign(np.sin(x * 16) * np.sin(y * 16))
     tone = np.where(r > 0.86, 0.16, 0.05 + 0.06 * pattern)
-    celsius = 13.5 + 2.0 * np.exp(-(r * r) * 1.5) + float(rng.uniform(-1, 2))
+    celsius = 10.8 + 1.6 * np.exp(-(r * r) * 1.5) + float(rng.uniform(-1, 2))
     return Texture.build(tone[..., None] * np.ones(3, np.float32), celsius, None, np.clip((0.97 - r) * n / 2, 0, 1))
 
 
@@ -368,16 +382,17 @@ def sky(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     cloud = 0.6 * smooth_noise(rng, h, w, 150) + 0.3 * smooth_noise(rng, h, w, 60) + 0.12 * smooth_noise(rng, h, w, 20)
     cover = 1 / (1 + np.exp(-2.4 * (cloud - 0.1)))
     glow = np.exp(-up / 0.22)[..., None]
-    emission = np.float32([0.0022, 0.0030, 0.0062]) + glow * np.float32([0.024, 0.017, 0.012])
+    emission = np.float32([0.0016, 0.0022, 0.0048]) + glow * np.float32([0.013, 0.0095, 0.0075])
     emission = emission * (1 + (0.9 * cover * (0.5 + 1.2 * np.exp(-up / 0.5)))[..., None])
     stars = rng.random((h, w)) > 0.9994
     emission[stars] += (rng.random((int(stars.sum()), 1)) ** 3 * 0.10 * (1 - cover[stars][:, None])).astype(np.float32)
-    celsius = 4.2 - 8.5 * (1 - np.exp(-up / 0.35)) + 2.3 * (cover - 0.5) * np.clip(up * 6, 0.1, 1)
+    celsius = 4.2 - 7.0 * (1 - np.exp(-up / 0.35)) + 4.0 * (cover - 0.5) * np.clip(up * 6, 0.1, 1)
     for depth, (lo, hi) in enumerate(((0.03, 0.10), (0.02, 0.07))):
         x = 0.0
         while x < w:
             bw = rng.uniform(14, 48)
-            roof = int((top - rng.uniform(lo, hi) * (1.6 if rng.random() < 0.12 else 1.0)) * h / (top - SKY_ELEVATION[0]))
+            rise = rng.uniform(lo, hi) * (1.6 if rng.random() < 0.12 else 1.0)
+            roof = int((top - rise) * h / (top - SKY_ELEVATION[0]))
             cols = slice(int(x), min(w, int(x + bw)))
             emission[roof:, cols] = np.float32([0.010, 0.008, 0.0065]) * (1.0 - 0.45 * depth)
             celsius[roof:, cols] = 5.6 + 1.2 * depth + rng.normal(0, 0.25)

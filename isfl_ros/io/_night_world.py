@@ -12,7 +12,8 @@ from functools import lru_cache
 import numpy as np
 
 from isfl_ros.io import _night_textures as textures
-from isfl_ros.io._night_models import CarLook, PersonLook
+from isfl_ros.io._night_models import CarLook
+from isfl_ros.io._night_people import PersonLook
 from isfl_ros.io._night_raster import Texture
 
 BLOCK_M = 78.0
@@ -31,13 +32,14 @@ TEXTURE_STREAM, BLOCK_STREAM, TRAFFIC_STREAM, MOTION_STREAM = 11, 12, 13, 14
 
 @dataclass(frozen=True)
 class Building:
-    """A house: the street front runs from z0 to z1 at `x`."""
+    """A house: the street front runs from z0 to z1 at `x`; `bare` when the house before it does not hide the gable."""
 
     x: float
     z0: float
     z1: float
     front: int
     gable: int
+    bare: bool
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ class Street:
         self.sky = textures.sky(rng)
         self.ground, self.wetness = textures.ground(rng)
         self.ground_levels: dict = {}
+        self.grain = textures.grain(rng)
         # Shapes first, pictures when first seen: a facade takes a while to paint.
         self._sizes = [(float(rng.uniform(9.0, 15.5)), int(rng.integers(3, 6))) for _ in range(_FACADES)]
         self.trees = [textures.tree(rng) for _ in range(3)]
@@ -152,7 +155,7 @@ class Street:
         first = int(np.floor((z + shift) / ONCOMING_SPACING_M)) - 1
         out = []
         for n in range(first, int((z + reach + shift) / ONCOMING_SPACING_M) + 1):
-            rng = self._rng(TRAFFIC_STREAM, n + 2)
+            rng = self._rng(TRAFFIC_STREAM, 1, n % 2 ** 32)
             car_z = (n + rng.uniform(0, 0.7)) * ONCOMING_SPACING_M - shift
             if rng.random() < 0.85 and z < car_z < z + reach:
                 out.append((CarLook.draw(rng), float(car_z)))
@@ -176,35 +179,41 @@ class Street:
         z = k * BLOCK_M
         buildings = []
         for x0 in (RIGHT_FRONT_M, LEFT_FRONT_M):
-            at = z + CROSS_STREET_M
+            at, before = z + CROSS_STREET_M, None  # the house that hides the gable: (end, floors, set back)
             while at < z + BLOCK_M - 3:
                 kind = int(rng.integers(_FACADES))
                 width = self._sizes[kind][0]
                 width = min(width, z + BLOCK_M - 0.5 - at)
                 set_back = float(rng.choice([0.0, 0.0, 0.25, 0.6]))
-                buildings.append(Building(x0 + np.sign(x0) * set_back, at, at + width, kind, kind))
+                floors = self._sizes[kind][1]
+                bare = before is None or before[0] < at or before[1] < floors or before[2] > set_back
+                buildings.append(Building(x0 + np.sign(x0) * set_back, at, at + width, kind, kind, bare))
+                before = (at + width, floors, set_back)
                 at += width + (float(rng.uniform(1.0, 2.5)) if rng.random() < 0.18 else 0.0)
         trees = [(-4.75 + rng.normal(0, 0.1), z + 14 + 12.5 * i + rng.uniform(-1.5, 1.5), int(rng.integers(3)),
                   float(rng.uniform(0.75, 1.1))) for i in range(5) if rng.random() < 0.8]
         lamps = []
         for i in range(3):
             for x, reach, offset in ((6.35, -1.9, 12.0), (-4.25, 1.9, 25.0)):
-                lamps.append(Lamp(x, z + offset + 26.0 * i, reach, bool(rng.random() < 0.86), self.lamp_colour,
+                lamps.append(Lamp(x, z + offset + 26.0 * i, reach, bool(rng.random() < 0.72), self.lamp_colour,
                                   float(rng.uniform(0.85, 1.15))))
         parked = []
         slot = z + CROSS_STREET_M + 7
         while slot < z + BLOCK_M - 10:
             if rng.random() < 0.66:
-                heat = float(rng.choice([0.0, 0.0, 0.15, 0.55]))
-                parked.append((CarLook.draw(rng), PARKED_X_M + rng.normal(0, 0.06), slot + rng.uniform(-0.4, 0.4), heat))
+                heat = float(rng.choice([0.0, 0.0, 0.1, 0.3]))
+                look = CarLook.draw(rng)
+                parked.append((look, PARKED_X_M + rng.normal(0, 0.06), slot + rng.uniform(-0.4, 0.4), heat))
             slot += 6.0
         signs = [(6.25, z - 6.2, 1), (6.3, z + CROSS_STREET_M + 2.5, int(rng.choice([0, 2])))]
         if rng.random() < 0.7:
             signs.append((6.3, z + float(rng.uniform(35, 55)), int(rng.choice([0, 2, 3]))))
         walkers = self._walkers(rng, z)
+        # Nobody walks through a parked car.
+        parked = [car for car in parked if all(abs(car[2] - w.z) > 3.4 for w in walkers if w.vx)]
         manholes = [(float(rng.uniform(-2.6, 3.0)), z + float(rng.uniform(2, 76))) for _ in range(3)]
-        puddles = [(float(rng.choice([-3.2, 0.0, 3.2, 5.2])), z + float(rng.uniform(2, 74)), float(rng.uniform(0.5, 1.3)),
-                    float(rng.uniform(1.2, 4))) for _ in range(5)]
+        puddles = [(float(rng.choice([-3.2, 0.0, 3.2, 5.2])), z + float(rng.uniform(2, 74)),
+                    float(rng.uniform(0.5, 1.3)), float(rng.uniform(1.2, 4))) for _ in range(5)]
         return Block(z, tuple(buildings), tuple(trees), tuple(lamps), tuple(parked), tuple(signs), walkers,
                      tuple(manholes), tuple(puddles))
 

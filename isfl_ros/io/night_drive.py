@@ -18,13 +18,17 @@ from isfl_ros.io import _night_raster as raster
 from isfl_ros.io import _night_textures as textures
 from isfl_ros.io import _night_world as world
 from isfl_ros.io._night_light import Glare, PointLight, Shading
+from isfl_ros.io._night_people import draw_person
 
 # Streams of the random generators that belong to a picture, beside those of the street in _night_world.py.
 _SENSOR_STREAM, _RGB_STREAM, _THERMAL_STREAM = 1, 2, 3
 _FOCAL_PER_WIDTH = 0.88
 _HORIZON = 0.47
-_REACH_M = 150.0
-_PEOPLE_REACH_M = 110.0
+_REACH_M = 140.0
+_PEOPLE_REACH_M = 86.0
+_SOLID_REACH_M = 110.0
+_LIT_REACH_M = 65.0
+_GRAIN_LEVELS, _GRAIN_PER_TEXEL = 5, 6.0
 _MIN_PERSON_PX = 12
 _MIN_VISIBLE = 0.35
 _RANGES = {
@@ -51,7 +55,7 @@ class NightDriveConfig:
     rate_hz: float = 10.0
     """Pictures per second of the drive: picture i shows the time i / rate_hz."""
     fog: float = 0.004
-    """Extinction of visible light by fog at the start, per metre (0.004: one sees about 700 m; thermal is hindered less)."""
+    """Extinction of visible light by fog at the start, per metre (0.004: one sees 700 m; thermal sees further)."""
     fog_peak: float = 0.022
     """Extinction per metre where the fog is thickest, half a period later."""
     fog_period_s: float = 60.0
@@ -109,16 +113,16 @@ class NightDrive:
         Raises:
             InputError: a negative index.
         """
-        if index < 0:
-            raise InputError("night drive: there is no such picture", expected="an index from 0", got=str(index))
+        if isinstance(index, bool) or not isinstance(index, (int, np.integer)) or index < 0:
+            raise InputError("night drive: there is no such picture", expected="an index from 0", got=repr(index))
         cfg = self.config
         t = index / cfg.rate_hz
         fog = cfg.fog + (cfg.fog_peak - cfg.fog) * 0.5 * (1 - np.cos(2 * np.pi * t / cfg.fog_period_s))
         scene = _Scene(self._street, self._shading, self.camera_matrix, t)
         people = scene.draw()
-        rgb = self._shading.rgb(scene.canvas, scene.wetness, scene.lights, scene.glares, float(fog),
+        rgb = self._shading.rgb(scene.canvas, scene.rays, scene.wetness, scene.lights, scene.glares, float(fog),
                                 np.random.default_rng([cfg.seed, index, _RGB_STREAM]), cfg.noise)
-        thermal = self._shading.thermal(scene.canvas, float(fog),
+        thermal = self._shading.thermal(scene.canvas, scene.rays, float(fog),
                                         np.random.default_rng([cfg.seed, index, _THERMAL_STREAM]))
         return NightDriveFrame(thermal=thermal, rgb=rgb, people=people)
 
@@ -134,7 +138,8 @@ class _Scene:
         self.x, self.y, self.z = position
         self.blocks = street.blocks(self.z, _REACH_M)
         self.wetness = np.zeros((shading.height, shading.width), np.float32)
-        self.lights = [PointLight((self.x + dx, 0.66, self.z + 0.6), (1.0, 0.95, 0.86), 92.0, 1) for dx in (-0.62, 0.62)]
+        self.lights = [PointLight((self.x + dx, 0.66, self.z + 0.6), (0.97, 0.98, 1.0), 800.0, 1)
+                       for dx in (-0.62, 0.62)]
         self.glares: list[Glare] = []
 
     def draw(self) -> list[tuple[int, int, int, int]]:
@@ -144,11 +149,11 @@ class _Scene:
         self._on_the_ground()
         self._buildings()
         todo = []  # (depth, draw)
-        for k, block in enumerate(self.blocks):
+        for block in self.blocks:
             todo += [(item[1], lambda a=item: self._tree(*a)) for item in block.trees]
             todo += [(lamp.z, lambda a=lamp: self._lamp(a)) for lamp in block.lamps]
-            todo += [(item[2], lambda a=item: self._car(a[0], a[1], a[2], True, a[3], 0.0, 0.0)) for item in block.parked]
-            todo += [(item[1], lambda a=item: self._solid(models.road_sign(*a))) for item in block.signs]
+            todo += [(item[2], lambda a=item: self._car(*a[:3], True, a[3], 0.0, 0.0)) for item in block.parked]
+            todo += [(item[1], lambda a=item: self._sign(*a)) for item in block.signs]
             todo.append((block.z - 5.0, lambda a=block: self._signal(a)))
             for walker in block.walkers:
                 todo.append((walker.place(self.t)[1], lambda a=walker: self._person(a)))
@@ -162,12 +167,11 @@ class _Scene:
             seen = action()
             if seen is not None:
                 found.append(seen)
-        self.glares.sort(key=lambda g: -g.position[2])
         return self._boxes(found)
 
     def _sky(self) -> None:
         c, s = self.canvas, self.shading
-        rays = (c.camera.rotation.T @ s.rays.reshape(3, -1)).astype(np.float32).reshape(s.rays.shape)
+        rays = s.world_rays(c.camera)
         forward = np.maximum(rays[2], 0.1)
         (h, w), (low, high) = textures.SKY_SIZE, textures.SKY_ELEVATION
         map_x = (rays[0] / forward / textures.SKY_AZIMUTH + 1) * np.float32((w - 1) / 2)
@@ -183,7 +187,7 @@ class _Scene:
 
     def _ground(self) -> None:
         """Row bands of the street's texture, each from the level whose texels are as large as the pixels there."""
-        c, n, ppm = self.canvas, textures.GROUND_TILE, textures.GROUND_PIXELS_PER_M
+        s, c, n, ppm = self.street, self.canvas, textures.GROUND_TILE, textures.GROUND_PIXELS_PER_M
         down = -self.rays[1]
         far = np.float32(self.y / 400.0)
         depth = np.float32(self.y) / np.maximum(down, far)
@@ -201,16 +205,23 @@ class _Scene:
             surface, wet, scale_x, scale_z = self._ground_level(int(level[start]))
             rows = slice(start, stop)
             mx = np.clip((map_x[rows] + 0.5) * scale_x - 0.5, 0, surface.shape[1] - 1)
-            mz = np.mod((map_z[rows] + 0.5) * np.float32(scale_z) - 0.5, surface.shape[0] - 1)
-            inside = hit[rows]
-            picture = cv2.remap(surface, mx, mz, cv2.INTER_LINEAR)
-            for i, plane in enumerate(cv2.split(picture)):
+            mz = (map_z[rows] + 0.5) * np.float32(scale_z) - 0.5
+            mz -= np.floor(mz / (surface.shape[0] - 1)) * (surface.shape[0] - 1)
+            inside = True if hit[rows].all() else hit[rows]
+            planes = list(cv2.split(cv2.remap(surface, mx, mz, cv2.INTER_LINEAR)))
+            if level[start] < _GRAIN_LEVELS:
+                fine_x, fine_z = (m[rows] * np.float32(_GRAIN_PER_TEXEL) for m in (map_x, map_z))
+                grain = cv2.remap(s.grain, fine_x, fine_z, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
+                grain *= np.float32(0.5 ** level[start])
+                grain += 1.0
+                planes[:3] = [plane * grain for plane in planes[:3]]
+            for i, plane in enumerate(planes):
                 np.copyto(c.planes[i, rows], plane, where=inside)
             np.copyto(self.wetness[rows], cv2.remap(wet, mx, mz, cv2.INTER_LINEAR), where=inside)
-        c.planes[raster.EMISSION][:, hit] = 0
-        c.planes[raster.COVERAGE][hit] = 1
-        c.planes[9][hit] = 1
-        np.copyto(c.planes[raster.INVERSE_DEPTH], 1.0 / depth, where=hit)
+            c.planes[raster.EMISSION, rows] *= 0.0 if inside is True else 1.0 - inside
+            np.copyto(c.planes[raster.COVERAGE, rows], np.float32(1), where=inside)
+            np.copyto(c.planes[raster.NORMAL][1, rows], np.float32(1), where=inside)
+            np.copyto(c.planes[raster.INVERSE_DEPTH, rows], 1.0 / depth[rows], where=inside)
 
     def _ground_level(self, level: int):
         cache = self.street.ground_levels
@@ -220,7 +231,8 @@ class _Scene:
             surface = cv2.resize(self.street.ground, size, interpolation=cv2.INTER_AREA)
             wet = cv2.resize(self.street.wetness, size, interpolation=cv2.INTER_AREA)
             # One row more than a period, so that interpolation runs over the seam.
-            cache[level] = (np.concatenate([surface, surface[:1]]), np.concatenate([wet, wet[:1]]), size[0] / n, size[1] / n)
+            surface, wet = (np.concatenate([a, a[:1]]) for a in (surface, wet))
+            cache[level] = (surface, wet, size[0] / n, size[1] / n)
         return cache[level]
 
     def _on_the_ground(self) -> None:
@@ -228,7 +240,7 @@ class _Scene:
 
         def flat(action, texture, x, z, width, length, *more):
             # v runs towards the camera, so that the first texture row is the far edge.
-            if z + length / 2 > self.z + 2 and z - length / 2 < self.z + 90:
+            if z + length / 2 > self.z + 2 and z - length / 2 < self.z + (60 if max(width, length) > 2 else 32):
                 near = max(z - length / 2, self.z + raster.NEAR_M + 0.6)
                 action(texture, (x - width / 2, 0, z + length / 2), (width, 0, 0), (0, 0, near - z - length / 2), *more)
 
@@ -251,13 +263,14 @@ class _Scene:
 
     def _buildings(self) -> None:
         c, s = self.canvas, self.street
-        everything = [b for block in self.blocks for b in block.buildings if self.z + 1.0 < b.z1 and b.z0 < self.z + _REACH_M]
+        everything = [b for block in self.blocks for b in block.buildings
+                      if self.z + 1.0 < b.z1 and b.z0 < self.z + _REACH_M]
         for b in sorted(everything, key=lambda b: -b.z0):
             front = s.facade(b.front, False)
             height = front.surface.shape[0] / textures.PIXELS_PER_M
             full = front.surface.shape[1] / textures.PIXELS_PER_M
             side = np.sign(b.x)
-            if b.z0 > self.z + 2.0:
+            if b.z0 > self.z + 2.0 and b.bare:
                 gable = s.facade(b.gable, True)
                 gable_w = gable.surface.shape[1] / textures.PIXELS_PER_M
                 left = b.x if side > 0 else b.x - gable_w
@@ -268,11 +281,12 @@ class _Scene:
             if cuts[0] > b.z0:
                 cuts.insert(0, self.z + 1.0)
             for z0, z1 in reversed(list(zip(cuts[:-1], cuts[1:]))):
-                c.quad(front, (b.x, height, b.z0), (0, 0, full), (0, -height, 0), (-side, 0, 0),
-                       ((z0 - b.z0) / full, min(1.0, (z1 - b.z0) / full)))
-
-    def _solid(self, faces, centre=None) -> None:
-        models.draw_solid(self.canvas, faces, centre=centre)
+                lo, hi = (z0 - b.z0) / full, min(1.0, (z1 - b.z0) / full)
+                if side > 0:  # the left edge of the picture is the far one
+                    origin, along, span = (b.x, height, b.z0 + full), (0, 0, -full), (1 - hi, 1 - lo)
+                else:
+                    origin, along, span = (b.x, height, b.z0), (0, 0, full), (lo, hi)
+                c.quad(front, origin, along, (0, -height, 0), (-side, 0, 0), span)
 
     def _tree(self, x: float, z: float, kind: int, scale: float) -> None:
         texture, width, height = self.street.trees[kind]
@@ -280,31 +294,36 @@ class _Scene:
         self.canvas.quad(texture, (x - width / 2, height, z), (width, 0, 0), (0, -height, 0), (0.0, 0.35, -0.94))
 
     def _lamp(self, lamp: world.Lamp) -> None:
-        self._solid(models.street_lamp(lamp.x, lamp.z, world.LAMP_HEIGHT_M, lamp.reach, lamp.colour, lamp.lit))
+        if lamp.z < self.z + _SOLID_REACH_M:
+            solid = models.street_lamp(world.LAMP_HEIGHT_M, lamp.reach, lamp.colour, lamp.lit)
+            solid.draw(self.canvas, (lamp.x, 0.0, lamp.z))
         if lamp.lit:
             head = (lamp.x + lamp.reach, world.LAMP_HEIGHT_M - 0.08, lamp.z)
-            if lamp.z < self.z + 85:
-                self.lights.append(PointLight(head, lamp.colour, 24.0 * lamp.power))
+            if lamp.z < self.z + _LIT_REACH_M:
+                self.lights.append(PointLight(head, lamp.colour, 36.0 * lamp.power))
             self.glares.append(Glare(head, lamp.colour, 1.3 * lamp.power, 90.0, 0.16))
 
     def _signal(self, block: world.Block) -> None:
         state = self.street.signal(round(block.z / world.BLOCK_M), self.t)
         x, z = 6.1, block.z - 5.0
-        self._solid(models.traffic_light(x, z, state))
+        models.traffic_light(state).draw(self.canvas, (x, 0.0, z))
         colour = ((1.0, 0.06, 0.03), (1.0, 0.5, 0.05), (0.08, 1.0, 0.5))[state]
         self.glares.append(Glare((x, 3.17 - 0.31 * state, z - 0.2), colour, 0.9, 46.0, 0.22))
 
+    def _sign(self, x: float, z: float, kind: int) -> None:
+        models.road_sign(kind).draw(self.canvas, (x, 0.0, z))
+
     def _car(self, look: models.CarLook, x: float, z: float, away: bool, heat: float, head: float, tail: float) -> None:
-        faces = models.car(look, x, z, away=away, heat=heat, head=head, tail=tail)
-        self._solid(faces, np.array([x, 0.62, z]))
+        if z < self.z + _SOLID_REACH_M:
+            models.car(look, away=away, heat=heat, head=head, tail=tail).draw(self.canvas, (x, 0.0, z))
         for s in (-1, 1):
             if head:
                 lamp = (x + s * look.half_width * 0.70, look.belt * 0.57, z - look.length / 2 - 0.05)
                 distance = lamp[2] - self.z
                 self.glares.append(Glare(lamp, (1.0, 0.95, 0.86), 4.2 / (1 + (distance / 60) ** 2),
                                          230.0 / (1 + distance / 45), 0.42, 0.016 if distance < 45 else 0.0))
-                if 4 < distance < 70:
-                    self.lights.append(PointLight(lamp, (1.0, 0.95, 0.86), 26.0, -1))
+                if 4 < distance < 55 and s > 0:  # one beam for the pair
+                    self.lights.append(PointLight((x, *lamp[1:]), (1.0, 0.95, 0.86), 60.0, -1))
             if tail:
                 lamp = (x + s * look.half_width * 0.71, look.belt * 0.74, z - look.length / 2 - 0.05)
                 self.glares.append(Glare(lamp, (1.0, 0.05, 0.03), 0.35 * tail, 60.0, 0.35 * tail))
@@ -321,7 +340,7 @@ class _Scene:
             heading = (-float(np.sign(x)) * 0.8, -0.6)
         pace = abs(walker.vx) + abs(walker.vz)
         phase = walker.phase + 2 * np.pi * 0.72 * pace * (self.t - walker.t0)
-        return models.draw_person(self.canvas, walker.look, (x, z), heading, phase, walker.walking(self.t))
+        return draw_person(self.canvas, walker.look, (x, z), heading, phase, walker.walking(self.t))
 
     def _boxes(self, found) -> list[tuple[int, int, int, int]]:
         """Boxes of the drawn people that are tall enough and not hidden behind what was drawn after them."""
@@ -334,6 +353,8 @@ class _Scene:
             ys, xs = np.flatnonzero(solid.any(axis=1)), np.flatnonzero(solid.any(axis=0))
             ahead = inverse[y0:y1, x0:x1] * depth > 1.0 + 1.0 / depth
             if np.mean(~ahead[solid]) < _MIN_VISIBLE or ys[-1] + 1 - ys[0] < _MIN_PERSON_PX:
+                continue
+            if (xs[-1] + 1 - xs[0]) * 6 < ys[-1] + 1 - ys[0]:  # a sliver at the edge of the picture
                 continue
             boxes.append((int(x0 + xs[0]), int(y0 + ys[0]), int(x0 + xs[-1] + 1), int(y0 + ys[-1] + 1)))
         return boxes

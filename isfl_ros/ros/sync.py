@@ -64,6 +64,7 @@ class _Track(Generic[Item]):
     def __init__(self) -> None:
         self.waiting: deque[_Entry[Item]] = deque()
         self.recent: deque[int] = deque(maxlen=RECENT)
+        self._gaps: deque[int] = deque(maxlen=RECENT)
 
     @property
     def newest(self) -> int | None:
@@ -72,8 +73,27 @@ class _Track(Generic[Item]):
     @property
     def period(self) -> int | None:
         """Shortest of the recent periods: dropped frames make a period longer, never shorter."""
-        stamps = list(self.recent)
-        return min((b - a for a, b in zip(stamps, stamps[1:])), default=None)
+        return min(self._gaps, default=None)
+
+    def append(self, entry: _Entry[Item]) -> None:
+        """Take in a message newer than all before."""
+        if self.newest is not None:
+            self._gaps.append(entry.stamp - self.newest)
+        self.recent.append(entry.stamp)
+        self.waiting.append(entry)
+
+    def shift(self, by: int) -> None:
+        """Move all stamps."""
+        for entry in self.waiting:
+            entry.stamp += by
+        self.recent = deque((stamp + by for stamp in self.recent), maxlen=RECENT)
+
+    def forget(self) -> list[Item]:
+        """Forget all stamps, but not the period: a camera keeps its rate through a jump of time. Returns what waited."""
+        left = [entry.item for entry in self.waiting]
+        self.waiting.clear()
+        self.recent.clear()
+        return left
 
     def nearest(self, stamp: int) -> _Entry[Item] | None:
         """The waiting message closest to `stamp`; of two equally close, the newer."""
@@ -92,6 +112,8 @@ class PairMatcher(Generic[Item]):
 
     def __init__(self, *, slop_ns: int, thermal_offset_ns: int = 0):
         self.slop_ns = slop_ns
+        self.paired = 0
+        """Pairs handed out so far."""
         self._offset_ns = thermal_offset_ns
         self._tracks: dict[str, _Track[Item]] = {stream: _Track() for stream in STREAMS}
         self._misses: deque[int] = deque(maxlen=RECENT)
@@ -111,10 +133,7 @@ class PairMatcher(Generic[Item]):
         """Change the slop and the offset from now on; messages that wait are judged anew."""
         self.slop_ns = slop_ns
         shift, self._offset_ns = thermal_offset_ns - self._offset_ns, thermal_offset_ns
-        thermal = self._tracks["thermal"]
-        for entry in thermal.waiting:
-            entry.stamp += shift
-        thermal.recent = deque((stamp + shift for stamp in thermal.recent), maxlen=RECENT)
+        self._tracks["thermal"].shift(shift)
         self._misses.clear()
         outcome: Outcome[Item] = Outcome()
         self._settle(outcome)
@@ -130,8 +149,7 @@ class PairMatcher(Generic[Item]):
         if track.newest is not None and stamp <= track.newest:
             outcome.dropped.append((item, "duplicate_stamp" if stamp == track.newest else "out_of_order"))
             return outcome
-        track.recent.append(stamp)
-        track.waiting.append(_Entry(stamp, item))
+        track.append(_Entry(stamp, item))
         self._settle(outcome)
         return outcome
 
@@ -150,9 +168,7 @@ class PairMatcher(Generic[Item]):
         """Drop everything that waits, with `reason`, and forget all stamps."""
         outcome: Outcome[Item] = Outcome()
         for track in self._tracks.values():
-            outcome.dropped.extend((entry.item, reason) for entry in track.waiting)
-            track.waiting.clear()
-            track.recent.clear()
+            outcome.dropped.extend((item, reason) for item in track.forget())
         self._misses.clear()
         return outcome
 
@@ -160,9 +176,7 @@ class PairMatcher(Generic[Item]):
         """Time went back to `stamp`: forget what either stream had from the time that is now ahead."""
         for track in self._tracks.values():
             if track.newest is not None and track.newest > stamp + TIME_JUMP_NS:
-                outcome.dropped.extend((entry.item, "time_jump") for entry in track.waiting)
-                track.waiting.clear()
-                track.recent.clear()
+                outcome.dropped.extend((item, "time_jump") for item in track.forget())
 
     def _settle(self, outcome: Outcome[Item], *, hold: bool = True) -> None:
         """Move every pair and every hopeless message into `outcome`."""
@@ -175,6 +189,7 @@ class PairMatcher(Generic[Item]):
             for stream, entry in zip(STREAMS, candidate):
                 self._drop_before(stream, entry, outcome)
             self._misses.clear()
+            self.paired += 1
             outcome.pairs.append(Pair(thermal.item, rgb.item, thermal.stamp - rgb.stamp))
         for stream, other in (STREAMS, STREAMS[::-1]):
             self._drop_hopeless(self._tracks[stream], self._tracks[other], outcome)

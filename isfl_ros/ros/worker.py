@@ -29,6 +29,12 @@ class LatestWorker(Generic[Job]):
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
+    @property
+    def busy(self) -> bool:
+        """Whether a job is being done."""
+        with self._condition:
+            return self._current is not None
+
     def start(self) -> None:
         """Start the thread; once."""
         self._thread.start()

@@ -23,6 +23,7 @@ from isfl_ros.network.config import IsflConfig
 from isfl_ros.network.model import IsflNet
 from isfl_ros.pipeline import FusionPipeline, PipelineConfig
 
+TINY = IsflConfig(width=4, grid=2, gate_width=2)
 SIZES = {"a": (47, 61), "b": (64, 48), "c": (53, 53)}  # stem to (height, width)
 
 
@@ -49,9 +50,8 @@ def pairs(tmp_path):
 @pytest.fixture
 def tiny_model(tmp_path):
     torch.manual_seed(0)
-    config = IsflConfig(width=4, grid=2, gate_width=2)
-    info = ModelInfo(name="tiny", model="isfl", architecture="isfl", recipe="untrained", config=config)
-    save_model(tmp_path / "tiny", IsflNet(config), info)
+    info = ModelInfo(name="tiny", model="isfl", architecture="isfl", recipe="untrained", config=TINY)
+    save_model(tmp_path / "tiny", IsflNet(TINY), info)
     return tmp_path / "tiny"
 
 
@@ -116,7 +116,8 @@ def test_models_run_through_the_pipeline(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setattr(predict, "COMPLEXITY_SIZE", (48, 64))
     deep = _write_set(tmp_path / "deep", depth=np.uint16, labelled=())
     out = tmp_path / "out"
-    _evaluate("--data", deep, "--model", tiny_model, f"again={tiny_model}", "--baseline", "infrared", "--out", out, "--jobs", 1)
+    models = ("--model", tiny_model, f"again={tiny_model}")
+    _evaluate("--data", deep, *models, "--baseline", "infrared", "--out", out, "--jobs", 1)
     pipeline = FusionPipeline(PipelineConfig(model=str(tiny_model)))
     for stem in SIZES:
         result = pipeline.fuse(read_thermal(deep / "ir" / f"{stem}.png"), read_rgb(deep / "vi" / f"{stem}.png"))
@@ -126,7 +127,7 @@ def test_models_run_through_the_pipeline(tiny_model, tmp_path, monkeypatch):
     summary = json.loads((out / "summary.json").read_text())
     assert list(summary["models"]) == ["tiny", "again"]
     model = summary["models"]["tiny"]
-    assert model["parameters"] == sum(p.numel() for p in IsflNet(IsflConfig(width=4, grid=2, gate_width=2)).parameters())
+    assert model["parameters"] == sum(p.numel() for p in IsflNet(TINY).parameters())
     assert model["latency_ms"] > 0
     assert model["description"]["attention"] == pipeline.description["attention"]
     assert model["description"]["torch"] == torch.__version__
@@ -161,20 +162,21 @@ def test_fused_pictures_by_stem(pairs, tmp_path):
     for stem, picture in colour.items():
         write_png(tmp_path / "theirs" / f"{stem}.png", picture)
     data = ("--data", pairs, "--baseline", "average", "--jobs", 1)
-    _evaluate(*data, "--images", f"theirs={tmp_path / 'theirs'}", "--out", tmp_path / "out")
+    theirs = ("--images", f"theirs={tmp_path / 'theirs'}")
+    _evaluate(*data, *theirs, "--out", tmp_path / "out")
     for stem, picture in colour.items():
         kept = read_thermal(tmp_path / "out" / "predictions" / "theirs" / "night" / f"{stem}.png")
         np.testing.assert_array_equal(kept, split_luma(picture)[0])
 
     # With several sets a flat folder would be ambiguous: one folder a set.
     with pytest.raises(InputError, match="theirs needs one fused picture of night/a"):
-        _evaluate(*data, "--data", f"b={pairs}", "--images", f"theirs={tmp_path / 'theirs'}", "--out", tmp_path / "out2")
+        _evaluate(*data, "--data", f"b={pairs}", *theirs, "--out", tmp_path / "out2")
     (tmp_path / "theirs" / "b.png").unlink()
     with pytest.raises(InputError, match="theirs needs one fused picture of night/b"):
-        _evaluate(*data, "--images", f"theirs={tmp_path / 'theirs'}", "--out", tmp_path / "out2")
+        _evaluate(*data, *theirs, "--out", tmp_path / "out2")
     write_png(tmp_path / "theirs" / "b.png", np.zeros((9, 9), np.uint8))
     with pytest.raises(InputError, match=r"b\.png has another size than its pair; expected 48x64; got 9x9"):
-        _evaluate(*data, "--images", f"theirs={tmp_path / 'theirs'}", "--out", tmp_path / "out2")
+        _evaluate(*data, *theirs, "--out", tmp_path / "out2")
     assert not (tmp_path / "out2").exists()
 
 
@@ -241,6 +243,7 @@ def test_overwrite(pairs, tmp_path):
         (["--images", "somewhere"], "has no name"),
         (["--images", "x=nowhere"], "nowhere is not a folder"),
         (["--images", "../x=nowhere"], "cannot name a folder"),
+        (["--images", "average=nowhere"], "belongs to a baseline"),
         (["--model", "nosuchmodel"], "nosuchmodel"),
         (["--jobs", "0"], "at least 1"),
         (["--labels"], "night: c has no label picture; got 1 without label"),

@@ -1,0 +1,213 @@
+"""What /diagnostics says: counts and latencies as key and value, and the cause of a missing picture in words.
+
+Everything here turns plain facts into messages; `node.py` collects the facts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from builtin_interfaces.msg import Time
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from std_msgs.msg import Header
+
+from isfl_ros.ros.accounting import StreamCounts
+from isfl_ros.ros.messages import CAUSES
+from isfl_ros.ros.sync import STREAMS
+
+OK, WARN, ERROR, STALE = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR, DiagnosticStatus.STALE
+
+Verdict = tuple[bytes, str]
+"""Level and message."""
+
+CLOCKS_DISAGREE_MS = 10_000.0
+"""Stamps further apart than this are not a matter of exposure or transport."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputFacts:
+    """One input at the time of a report. `since` counts cover the time since the previous report."""
+
+    stream: str
+    topic: str
+    publishers: int
+    reliability: str
+    incompatibility: str | None
+    counts: StreamCounts
+    since: StreamCounts
+    malformed: str | None
+    """The last malformed message since the previous report, in words."""
+    encoding: str
+    """Of the last good message; empty before the first."""
+    size: str
+    """Of the last good message, as 640x480; empty before the first."""
+    info_topic: str
+    info_received: bool
+    info_missed: bool
+    """Somebody waits for ~/fused/camera_info, this is the reference camera, and it has sent no camera_info."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """Everything a report is made from."""
+
+    state: str
+    """Lifecycle state."""
+    inputs: tuple[InputFacts, ...]
+    """Of `STREAMS`, in that order; empty unless active."""
+    counts: Mapping[str, StreamCounts]
+    interval_s: float
+    """Since the previous report."""
+    slop_ms: float
+    thermal_offset_ms: float
+    closest_miss_ms: float | None
+    size_mismatch: str | None
+    failure: str | None
+    paired_since: int
+    """Pairs found since the previous report."""
+    fused_since: int
+    """Pairs fused since the previous report."""
+    latency: Mapping[str, tuple[float, float]]
+    """Stage -> (median, 95th percentile) in ms."""
+    pipeline: Mapping[str, str]
+    """What runs where and why; empty unless configured."""
+
+
+def report(facts: Facts, stamp: Time) -> DiagnosticArray:
+    """The four entries of the node: both inputs, pairing, processing."""
+    inputs = {input.stream: input for input in facts.inputs}
+    entries = []
+    for stream in STREAMS:
+        if stream in inputs:
+            verdict = judge_input(inputs[stream])
+        else:
+            verdict = (STALE, f"the node is {facts.state}")
+        entries.append(_entry(f"fusion: input {stream}", verdict, _input_values(facts, stream, inputs.get(stream))))
+    entries.append(_entry("fusion: pairing", judge_pairing(facts), _pairing_values(facts)))
+    entries.append(_entry("fusion: processing", judge_processing(facts), _processing_values(facts)))
+    return DiagnosticArray(header=Header(stamp=stamp), status=entries)
+
+
+def judge_input(facts: InputFacts) -> Verdict:
+    """Why a stream brings nothing usable, the most fundamental cause first."""
+    since = facts.since
+    if facts.publishers == 0:
+        return ERROR, f"no publisher on {facts.topic}"
+    if since.received == 0 and facts.incompatibility is not None:
+        return ERROR, facts.incompatibility
+    if since.received == 0:
+        return ERROR, f"no message on {facts.topic}, though it has {facts.publishers} publisher(s)"
+    malformed = sum(since.dropped.get(cause, 0) for cause in CAUSES)
+    if malformed:
+        level = ERROR if malformed == since.received else WARN
+        return level, f"{malformed} of {since.received} messages refused: {facts.malformed}"
+    if since.dropped.get("duplicate_stamp", 0) == since.received:
+        return ERROR, f"stamps on {facts.topic} do not advance"
+    if facts.incompatibility is not None:
+        return WARN, facts.incompatibility
+    if facts.info_missed:
+        return WARN, f"no camera_info on {facts.info_topic}: ~/fused/camera_info is not published"
+    return OK, "OK"
+
+
+def judge_pairing(facts: Facts) -> Verdict:
+    """Why messages of two streams do not become pairs."""
+    if not facts.inputs:
+        return STALE, f"the node is {facts.state}"
+    silent = [input.stream for input in facts.inputs if input.since.received == 0]
+    if silent:
+        return WARN, f"no pair without messages of {' and '.join(silent)}"
+    if facts.paired_since == 0 and facts.closest_miss_ms is not None:
+        if facts.closest_miss_ms > CLOCKS_DISAGREE_MS:
+            return ERROR, (
+                f"the clocks of the cameras disagree: closest stamps were {facts.closest_miss_ms / 1000.0:.1f} s apart"
+            )
+        return WARN, (
+            f"no pair within the slop of {facts.slop_ms:g} ms, closest was {facts.closest_miss_ms:.1f} ms apart"
+        )
+    if any(input.since.dropped.get("time_jump", 0) for input in facts.inputs):
+        return WARN, "time jumped back: pairing was reset"
+    return OK, "OK"
+
+
+def judge_processing(facts: Facts) -> Verdict:
+    """Why pairs do not become pictures."""
+    if not facts.inputs:
+        return STALE, f"the node is {facts.state}"
+    dropped = {
+        reason: max(input.since.dropped.get(reason, 0) for input in facts.inputs)
+        for reason in ("failed", "size_mismatch", "superseded", "no_subscriber")
+    }
+    if dropped["size_mismatch"] and facts.size_mismatch is not None:
+        return ERROR, facts.size_mismatch
+    if dropped["failed"]:
+        return ERROR, f"{dropped['failed']} pairs could not be fused: {facts.failure}"
+    if facts.fused_since == 0 and dropped["no_subscriber"]:
+        return OK, "idle: no output has a subscriber"
+    if dropped["superseded"]:
+        return OK, f"OK, slower than the cameras: {dropped['superseded']} pairs gave way to newer ones"
+    return OK, "OK"
+
+
+def _input_values(facts: Facts, stream: str, input: InputFacts | None) -> dict[str, str]:
+    counts = facts.counts[stream]
+    values = {
+        "received": str(counts.received),
+        "fused": str(counts.fused),
+        **{f"dropped.{reason}": str(count) for reason, count in sorted(counts.dropped.items())},
+        "pending": str(counts.pending),
+    }
+    if input is not None:
+        values.update(
+            {
+                "rate_hz": _rate(input.since.received, facts.interval_s),
+                "topic": input.topic,
+                "publishers": str(input.publishers),
+                "reliability": input.reliability,
+                "encoding": input.encoding,
+                "size": input.size,
+                "camera_info": "received" if input.info_received else f"none on {input.info_topic}",
+            }
+        )
+    return values
+
+
+def _pairing_values(facts: Facts) -> dict[str, str]:
+    closest = facts.closest_miss_ms
+    return {
+        "slop_ms": f"{facts.slop_ms:g}",
+        "thermal_offset_ms": f"{facts.thermal_offset_ms:g}",
+        "closest_miss_ms": "none" if closest is None else f"{closest:.3f}",
+    }
+
+
+def _processing_values(facts: Facts) -> dict[str, str]:
+    stages = {}
+    for stage, (median, high) in facts.latency.items():
+        stages[f"{stage}_ms.p50"] = f"{median:.3f}"
+        stages[f"{stage}_ms.p95"] = f"{high:.3f}"
+    return {"state": facts.state, "rate_hz": _rate(facts.fused_since, facts.interval_s), **stages, **facts.pipeline}
+
+
+def difference(counts: StreamCounts, before: StreamCounts | None) -> StreamCounts:
+    """What was added to the counts since `before`."""
+    if before is None:
+        return counts
+    return StreamCounts(
+        received=counts.received - before.received,
+        fused=counts.fused - before.fused,
+        dropped={reason: count - before.dropped.get(reason, 0) for reason, count in counts.dropped.items()},
+        pending=counts.pending,
+    )
+
+
+def _rate(count: int, seconds: float) -> str:
+    return f"{count / seconds:.2f}" if seconds > 0.0 else "unknown"
+
+
+def _entry(name: str, verdict: Verdict, values: Mapping[str, str]) -> DiagnosticStatus:
+    level, message = verdict
+    status = DiagnosticStatus(level=level, name=name, message=message, hardware_id="isfl_ros")
+    status.values = [KeyValue(key=key, value=value) for key, value in values.items()]
+    return status

@@ -1,0 +1,300 @@
+"""The fusion node: parameters, life cycle, subscriptions and timers, wired to the objects that do the work."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+
+from diagnostic_msgs.msg import DiagnosticArray
+from rcl_interfaces.msg import SetParametersResult
+from rclpy.clock import Clock, ClockType, JumpThreshold
+from rclpy.duration import Duration
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.parameter import Parameter
+from rclpy.timer import Timer
+from sensor_msgs.msg import CameraInfo, Image
+
+from isfl_ros.errors import InputError
+from isfl_ros.pipeline import FusionPipeline, PipelineConfig
+from isfl_ros.ros import diagnostics, parameters
+from isfl_ros.ros.accounting import Ledger, StreamCounts
+from isfl_ros.ros.logging_bridge import OnceLog, RosLogHandler
+from isfl_ros.ros.messages import MalformedImage, check_image, stamp_nanoseconds
+from isfl_ros.ros.outputs import Outputs
+from isfl_ros.ros.processing import Frame, Job, PairProcessor
+from isfl_ros.ros.qos import AdaptiveSubscription
+from isfl_ros.ros.sync import STREAMS, TIME_JUMP_NS, Outcome, PairMatcher
+from isfl_ros.ros.worker import LatestWorker
+
+UPKEEP_PERIOD_S = 0.5
+"""How often publishers are looked at, and a pair held back for a closer partner may be let go."""
+
+STOP_TIMEOUT_S = 3.0
+"""How long deactivation waits for the pair that is being fused."""
+
+
+class StreamState:
+    """What the node remembers of one input between reports."""
+
+    def __init__(self) -> None:
+        self.malformed: str | None = None
+        self.encoding = ""
+        self.size = ""
+        self.info_received = False
+
+
+class FusionNode(LifecycleNode):
+    """Managed node `fusion`: two cameras in, fused pictures out. See docs/node.md for topics and parameters.
+
+    Args:
+        make_pipeline: makes the object that fuses (tests hand in a small one).
+        **kwargs: as for `rclpy.node.Node`.
+
+    Raises:
+        InputError: a parameter was refused.
+    """
+
+    def __init__(self, *, make_pipeline: Callable[[PipelineConfig], FusionPipeline] = FusionPipeline, **kwargs):
+        super().__init__("fusion", **kwargs)
+        self._make_pipeline = make_pipeline
+        self.settings = parameters.declare(self)
+        self.add_on_set_parameters_callback(self._check_parameters)
+        self.add_post_set_parameters_callback(self._apply_parameters)
+
+        self._log = OnceLog(self.get_logger())
+        self._log_handler = RosLogHandler(self.get_logger())
+        logging.getLogger("isfl_ros").addHandler(self._log_handler)
+
+        self._ledger = Ledger(STREAMS)
+        self._matcher: PairMatcher[Frame] = PairMatcher(
+            slop_ns=self.settings.slop_ns, thermal_offset_ns=self.settings.thermal_offset_ns
+        )
+        self._streams = {stream: StreamState() for stream in STREAMS}
+        self._pipeline: FusionPipeline | None = None
+        self._outputs: Outputs | None = None
+        self._processor: PairProcessor | None = None
+        self._worker: LatestWorker[Job] | None = None
+        self._images: dict[str, AdaptiveSubscription] = {}
+        self._infos: dict[str, AdaptiveSubscription] = {}
+        self.work_abandoned = False
+        """A pair was still being fused when deactivation stopped waiting for it."""
+
+        self._reported: dict[str, StreamCounts] = {}
+        self._reported_ns = time.monotonic_ns()
+        self._reported_pairs = 0
+        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        # steady time: a paused simulation must not silence the diagnostics
+        self._steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self._report_timer = self._every(self.settings.diagnostics_period_s, self._report)
+        self._upkeep_timer = self._every(UPKEEP_PERIOD_S, self._upkeep)
+        self._jump = self.get_clock().create_jump_callback(
+            JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-TIME_JUMP_NS), on_clock_change=False),
+            post_callback=lambda jump: self._carry_out(self._matcher.reset("time_jump")),
+        )
+
+    # life cycle
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Load the model and warm it up."""
+        try:
+            self._pipeline = self._make_pipeline(self.settings.pipeline)
+            if self.settings.warmup_size is not None:
+                self._pipeline.warm_up(*self.settings.warmup_size)
+            self._outputs = Outputs(self, gates=self._pipeline.description.get("gates") != "no")
+        except InputError as error:
+            return self._refuse_configure(str(error))
+        except Exception as error:
+            # rclpy would swallow it without a word
+            return self._refuse_configure(f"{type(error).__name__}: {error}")
+        self._processor = PairProcessor(
+            pipeline=self._pipeline,
+            outputs=self._outputs,
+            ledger=self._ledger,
+            settings=self.settings,
+            now_ns=lambda: self.get_clock().now().nanoseconds,
+            log=self._log,
+        )
+        about = self._pipeline.description
+        self.get_logger().info(
+            f"model {about.get('model')} on {about.get('device')} ({about.get('device_reason')}),"
+            f" attention {about.get('attention')} ({about.get('attention_reason')})"
+        )
+        return super().on_configure(state)
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Start the worker and subscribe."""
+        result = super().on_activate(state)
+        self._worker = LatestWorker(self._processor.process, self._processor.failed, name="fusion")
+        self._worker.start()
+        for stream in STREAMS:
+            self._images[stream] = self._subscribe(Image, f"{stream}/image_raw", partial(self._on_image, stream))
+            self._infos[stream] = self._subscribe(CameraInfo, f"{stream}/camera_info", partial(self._on_info, stream))
+        return result
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Unsubscribe, stop the worker, and account for what was under way."""
+        self._halt()
+        return super().on_deactivate(state)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Free the model and take the topics away."""
+        self._free()
+        return super().on_cleanup(state)
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """From any state to the end."""
+        self._halt()
+        self._free()
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Back to unconfigured after a transition that raised."""
+        return self.on_shutdown(state)
+
+    def destroy_node(self) -> None:
+        """Take the node out of the graph."""
+        logging.getLogger("isfl_ros").removeHandler(self._log_handler)
+        self._jump.unregister()
+        super().destroy_node()
+
+    def _refuse_configure(self, text: str) -> TransitionCallbackReturn:
+        self._free()
+        self.get_logger().error(f"cannot configure: {' '.join(text.split())}")
+        return TransitionCallbackReturn.FAILURE
+
+    def _halt(self) -> None:
+        if self._worker is None:
+            return
+        for subscription in (*self._images.values(), *self._infos.values()):
+            subscription.close()
+        self._images, self._infos = {}, {}
+        self._carry_out(self._matcher.reset("shutdown"))
+        for job in self._worker.stop(STOP_TIMEOUT_S):
+            self._ledger.drop("shutdown", *job.tickets)
+        self.work_abandoned = self._worker.busy
+        self._worker = None
+        self._report(state="deactivating")
+
+    def _free(self) -> None:
+        self._processor = None
+        if self._outputs is not None:
+            self._outputs.close()
+            self._outputs = None
+        if self._pipeline is not None:
+            self._pipeline.close()
+            self._pipeline = None
+
+    # messages
+
+    def _on_image(self, stream: str, message: Image) -> None:
+        ticket = self._ledger.receive(stream)
+        state = self._streams[stream]
+        try:
+            check_image(message, stream)
+        except MalformedImage as error:
+            self._ledger.drop(error.cause, ticket)
+            state.malformed = str(error)
+            self._log.warning(f"{stream} {error.cause}", f"message dropped: {error}")
+            return
+        state.encoding, state.size = message.encoding, f"{message.width}x{message.height}"
+        frame = Frame(ticket, message, time.monotonic_ns())
+        self._carry_out(self._matcher.offer(stream, stamp_nanoseconds(message.header.stamp), frame))
+
+    def _on_info(self, stream: str, message: CameraInfo) -> None:
+        self._streams[stream].info_received = True
+        if stream == self.settings.reference:
+            self._processor.camera_info = message
+
+    def _carry_out(self, outcome: Outcome[Frame]) -> None:
+        for frame, reason in outcome.dropped:
+            self._ledger.drop(reason, frame.ticket)
+        for pair in outcome.pairs:
+            replaced = self._worker.submit(Job(pair, time.monotonic_ns()))
+            if replaced is not None:
+                self._ledger.drop("superseded", *replaced.tickets)
+
+    # parameters
+
+    def _check_parameters(self, changed: Iterable[Parameter]) -> SetParametersResult:
+        try:
+            parameters.settings_from(parameters.values_of(self) | {p.name: p.value for p in changed})
+        except InputError as error:
+            return SetParametersResult(successful=False, reason=str(error))
+        return SetParametersResult(successful=True)
+
+    def _apply_parameters(self, changed: Iterable[Parameter]) -> None:
+        before, self.settings = self.settings, parameters.settings_from(parameters.values_of(self))
+        if (before.slop_ns, before.thermal_offset_ns) != (self.settings.slop_ns, self.settings.thermal_offset_ns):
+            self._carry_out(
+                self._matcher.configure(
+                    slop_ns=self.settings.slop_ns, thermal_offset_ns=self.settings.thermal_offset_ns
+                )
+            )
+        if self._processor is not None:
+            self._processor.settings = self.settings
+            if before.pipeline.gain != self.settings.pipeline.gain:
+                self._pipeline.set_gain(self.settings.pipeline.gain)
+
+    # regular work
+
+    def _upkeep(self) -> None:
+        for subscription in (*self._images.values(), *self._infos.values()):
+            subscription.update()
+        if self._worker is not None:
+            self._carry_out(self._matcher.release())
+
+    def _report(self, state: str | None = None) -> None:
+        now_ns = time.monotonic_ns()
+        counts = self._ledger.snapshot()
+        since = {stream: diagnostics.difference(counts[stream], self._reported.get(stream)) for stream in STREAMS}
+        closest = self._matcher.closest_miss_ns
+        processor = self._processor
+        facts = diagnostics.Facts(
+            state=state or self._state_machine.current_state[1],
+            inputs=tuple(self._input_facts(stream, counts[stream], since[stream]) for stream in self._images),
+            counts=counts,
+            interval_s=(now_ns - self._reported_ns) * 1e-9,
+            slop_ms=self.settings.slop_ns * 1e-6,
+            thermal_offset_ms=self.settings.thermal_offset_ns * 1e-6,
+            closest_miss_ms=None if closest is None else closest * 1e-6,
+            size_mismatch=None if processor is None else processor.size_mismatch,
+            failure=None if processor is None else processor.failure,
+            paired_since=self._matcher.paired - self._reported_pairs,
+            fused_since=since[STREAMS[0]].fused,
+            latency={} if processor is None else processor.latency.summary(),
+            pipeline={} if self._pipeline is None else self._pipeline.description,
+        )
+        self._diagnostics.publish(diagnostics.report(facts, self.get_clock().now().to_msg()))
+        self._reported, self._reported_ns, self._reported_pairs = counts, now_ns, self._matcher.paired
+        for stream in self._streams.values():
+            stream.malformed = None
+
+    def _input_facts(self, stream: str, counts: StreamCounts, since: StreamCounts) -> diagnostics.InputFacts:
+        image, info, state = self._images[stream], self._infos[stream], self._streams[stream]
+        wanted = stream == self.settings.reference and "camera_info" in self._outputs.wanted()
+        return diagnostics.InputFacts(
+            stream=stream,
+            topic=image.topic,
+            publishers=image.publishers,
+            reliability=image.reliability,
+            incompatibility=image.incompatibility(),
+            counts=counts,
+            since=since,
+            malformed=state.malformed,
+            encoding=state.encoding,
+            size=state.size,
+            info_topic=info.topic,
+            info_received=state.info_received,
+            info_missed=wanted and not state.info_received,
+        )
+
+    def _subscribe(self, message_type: type, topic: str, callback: Callable) -> AdaptiveSubscription:
+        settings = self.settings
+        return AdaptiveSubscription(
+            self, message_type, topic, callback, reliability=settings.qos_reliability, depth=settings.qos_depth
+        )
+
+    def _every(self, seconds: float, callback: Callable[[], None]) -> Timer:
+        return self.create_timer(seconds, callback, clock=self._steady)

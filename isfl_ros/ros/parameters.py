@@ -1,0 +1,330 @@
+"""Every parameter of the fusion node, once: declared, checked, documented and read from the table below.
+
+Defaults of the pipeline and of the gain control are those of their own config classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rclpy.node import Node
+
+from isfl_ros.device import DEVICES
+from isfl_ros.errors import InputError
+from isfl_ros.images import GAIN_MODES, GainControlConfig
+from isfl_ros.network.config import MINIMUM_SIZE
+from isfl_ros.pipeline import ATTENTION_CHOICES, PipelineConfig
+from isfl_ros.ros.messages import MAX_SIDE, NANOSECONDS
+from isfl_ros.ros.qos import RELIABILITY_CHOICES
+from isfl_ros.ros.sync import STREAMS
+
+Value = bool | int | float | str
+
+_PIPELINE = PipelineConfig()
+_GAIN = _PIPELINE.gain
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameter:
+    """One row of the table. The type is that of the default."""
+
+    name: str
+    default: Value
+    description: str
+    choices: tuple[str, ...] = ()
+    minimum: float | None = None
+    maximum: float | None = None
+    live: bool = False
+    """Takes effect at run time; read-only otherwise."""
+
+    @property
+    def type_name(self) -> str:
+        """Type as ROS names it."""
+        return {bool: "bool", int: "integer", float: "double", str: "string"}[type(self.default)]
+
+    @property
+    def constraint(self) -> str:
+        """What a value must be, in words; empty where any value of the type is allowed."""
+        if self.choices:
+            return "one of " + ", ".join(self.choices)
+        if self.minimum is not None:
+            return f"{self.minimum:g} to {self.maximum:g}"
+        return ""
+
+    def check(self, value: object) -> Value:
+        """`value` in the type of this parameter; a whole number is a fine value for a double.
+
+        Raises:
+            InputError: wrong type, not one of the choices, or out of range.
+        """
+        if isinstance(self.default, float) and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if type(value) is not type(self.default):
+            raise InputError(f"parameter {self.name}", expected=f"a value of type {self.type_name}", got=repr(value))
+        if self.choices and value not in self.choices:
+            raise InputError(f"parameter {self.name}", expected=self.constraint, got=repr(value))
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"parameter {self.name}", expected="a finite number", got=repr(value))
+        if self.minimum is not None and not self.minimum <= value <= self.maximum:
+            raise InputError(f"parameter {self.name}", expected=self.constraint, got=repr(value))
+        return value
+
+    def descriptor(self) -> ParameterDescriptor:
+        """The row as ROS tools show it."""
+        descriptor = ParameterDescriptor(
+            description=self.description, additional_constraints=self.constraint, read_only=not self.live
+        )
+        if isinstance(self.default, float):
+            # a static type would refuse `slop_ms: 50` for want of a decimal point; `check` looks after the type
+            descriptor.dynamic_typing = True
+        if self.minimum is not None and isinstance(self.default, float):
+            descriptor.floating_point_range = [FloatingPointRange(from_value=self.minimum, to_value=self.maximum)]
+        elif self.minimum is not None:
+            descriptor.integer_range = [IntegerRange(from_value=int(self.minimum), to_value=int(self.maximum))]
+        return descriptor
+
+
+TABLE: tuple[Parameter, ...] = (
+    Parameter(
+        name="model",
+        default=_PIPELINE.model,
+        description="Name of a shipped model, or the path of a model folder.",
+    ),
+    Parameter(
+        name="device",
+        default=_PIPELINE.device,
+        description="Where the network runs; auto takes CUDA where there is one.",
+        choices=DEVICES,
+    ),
+    Parameter(
+        name="attention",
+        default=_PIPELINE.attention,
+        description="Implementation of the pooled cross-attention; auto takes the fastest one that runs on the device.",
+        choices=ATTENTION_CHOICES,
+    ),
+    Parameter(
+        name="threads",
+        default=_PIPELINE.threads,
+        description="CPU threads of torch; 0 leaves torch's own choice.",
+        minimum=0,
+        maximum=256,
+    ),
+    Parameter(
+        name="reference",
+        default="rgb",
+        description="The camera whose stamp, frame_id and camera_info the fused picture carries.",
+        choices=("rgb", "thermal"),
+    ),
+    Parameter(
+        name="autostart",
+        default=True,
+        description="Configure and activate at start; false leaves that to a lifecycle manager.",
+    ),
+    Parameter(
+        name="warmup.width",
+        default=640,
+        description="Width in pixels of the pictures the model is warmed up with; 0 for no warm-up.",
+        minimum=0,
+        maximum=MAX_SIDE,
+    ),
+    Parameter(
+        name="warmup.height",
+        default=480,
+        description="Height in pixels of the pictures the model is warmed up with; 0 for no warm-up.",
+        minimum=0,
+        maximum=MAX_SIDE,
+    ),
+    Parameter(
+        name="sync.slop_ms",
+        default=50.0,
+        description="Largest distance in milliseconds of two stamps that make a pair, inclusive.",
+        minimum=0.0,
+        maximum=10_000.0,
+        live=True,
+    ),
+    Parameter(
+        name="sync.thermal_offset_ms",
+        default=0.0,
+        description="Milliseconds added to thermal stamps before they are compared: a known clock offset.",
+        minimum=-1e12,
+        maximum=1e12,
+        live=True,
+    ),
+    Parameter(
+        name="qos.reliability",
+        default="auto",
+        description="Reliability of the subscriptions; auto asks for what every publisher of the topic offers.",
+        choices=RELIABILITY_CHOICES,
+    ),
+    Parameter(
+        name="qos.depth",
+        default=2,
+        description="Queue depth of the subscriptions.",
+        minimum=1,
+        maximum=100,
+    ),
+    Parameter(
+        name="agc.mode",
+        default=_GAIN.mode,
+        description="Gain control of thermal pictures deeper than 8 bits: limits from each picture, limits that follow"
+        " in time, or fixed limits.",
+        choices=GAIN_MODES,
+        live=True,
+    ),
+    Parameter(
+        name="agc.low",
+        default=_GAIN.low,
+        description="Black in fixed mode, in counts after scale and offset.",
+        live=True,
+    ),
+    Parameter(
+        name="agc.high",
+        default=_GAIN.high,
+        description="White in fixed mode, in counts after scale and offset.",
+        live=True,
+    ),
+    Parameter(
+        name="agc.low_percentile",
+        default=_GAIN.low_percentile,
+        description="Percentile of the valid pixels that becomes black in the percentile modes.",
+        minimum=0.0,
+        maximum=100.0,
+        live=True,
+    ),
+    Parameter(
+        name="agc.high_percentile",
+        default=_GAIN.high_percentile,
+        description="Percentile of the valid pixels that becomes white in the percentile modes.",
+        minimum=0.0,
+        maximum=100.0,
+        live=True,
+    ),
+    Parameter(
+        name="agc.time_constant_s",
+        default=_GAIN.time_constant_s,
+        description="Seconds in which the limits of percentile_smoothed cover 63 % of a step.",
+        minimum=0.001,
+        maximum=3600.0,
+        live=True,
+    ),
+    Parameter(
+        name="agc.scale",
+        default=_GAIN.scale,
+        description="Units per count; with a radiometric camera, degrees Celsius per count.",
+        live=True,
+    ),
+    Parameter(
+        name="agc.offset",
+        default=_GAIN.offset,
+        description="Units at count 0.",
+        live=True,
+    ),
+    Parameter(
+        name="output.encoding",
+        default="rgb8",
+        description="Encoding of ~/fused/image: the fused luma with the RGB camera's colour, or the luma alone.",
+        choices=("rgb8", "mono8"),
+        live=True,
+    ),
+    Parameter(
+        name="gate.encoding",
+        default="mono8",
+        description="Encoding of ~/gate/image: 0 to 255, or 0 to 1.",
+        choices=("mono8", "32FC1"),
+        live=True,
+    ),
+    Parameter(
+        name="diagnostics.rate_hz",
+        default=1.0,
+        description="How often /diagnostics is published.",
+        minimum=0.1,
+        maximum=10.0,
+    ),
+)
+
+BY_NAME: Mapping[str, Parameter] = {parameter.name: parameter for parameter in TABLE}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The parameters as the node uses them; durations are whole nanoseconds."""
+
+    pipeline: PipelineConfig
+    reference: str
+    autostart: bool
+    warmup_size: tuple[int, int] | None
+    """(height, width), or None for no warm-up."""
+    slop_ns: int
+    thermal_offset_ns: int
+    qos_reliability: str
+    qos_depth: int
+    output_encoding: str
+    gate_encoding: str
+    diagnostics_period_s: float
+
+    @property
+    def other(self) -> str:
+        """The stream that is not the reference."""
+        return STREAMS[1 - STREAMS.index(self.reference)]
+
+
+def settings_from(values: Mapping[str, object]) -> Settings:
+    """Check parameter values, one by one and together.
+
+    Args:
+        values: name -> value, for every row of the table; other names are ignored.
+
+    Raises:
+        InputError: a value is refused.
+    """
+    checked = {parameter.name: parameter.check(values[parameter.name]) for parameter in TABLE}
+    gain = GainControlConfig(**{n.removeprefix("agc."): v for n, v in checked.items() if n.startswith("agc.")})
+    return Settings(
+        pipeline=PipelineConfig(**{n: checked[n] for n in ("model", "device", "attention", "threads")}, gain=gain),
+        reference=checked["reference"],
+        autostart=checked["autostart"],
+        warmup_size=_warmup_size(checked["warmup.height"], checked["warmup.width"]),
+        slop_ns=_nanoseconds(checked["sync.slop_ms"]),
+        thermal_offset_ns=_nanoseconds(checked["sync.thermal_offset_ms"]),
+        qos_reliability=checked["qos.reliability"],
+        qos_depth=checked["qos.depth"],
+        output_encoding=checked["output.encoding"],
+        gate_encoding=checked["gate.encoding"],
+        diagnostics_period_s=1.0 / checked["diagnostics.rate_hz"],
+    )
+
+
+def declare(node: Node) -> Settings:
+    """Declare the table on `node`, take in what the user set, and return it.
+
+    Raises:
+        InputError: a value set by the user is refused.
+        rclpy.exceptions.ParameterException: its type or range was refused by rclpy already.
+    """
+    for parameter in TABLE:
+        node.declare_parameter(parameter.name, parameter.default, parameter.descriptor())
+    return settings_from(values_of(node))
+
+
+def values_of(node: Node) -> dict[str, object]:
+    """The values in force."""
+    return {parameter.name: node.get_parameter(parameter.name).value for parameter in TABLE}
+
+
+def _nanoseconds(milliseconds: float) -> int:
+    return round(milliseconds * (NANOSECONDS // 1000))
+
+
+def _warmup_size(height: int, width: int) -> tuple[int, int] | None:
+    if height == 0 or width == 0:
+        return None
+    if min(height, width) < MINIMUM_SIZE:
+        raise InputError(
+            "parameters warmup.width and warmup.height",
+            expected=f"at least {MINIMUM_SIZE}, or 0 for no warm-up",
+            got=f"{width} and {height}",
+        )
+    return height, width

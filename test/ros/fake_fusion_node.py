@@ -1,0 +1,68 @@
+"""The real fusion node around a pipeline of a few lines, run as a script by the tests.
+
+FAKE_DELAY_S: how long one pair takes. FAKE_GATES=no: a model without gates. FAKE_STARTUP_S: how long configure takes.
+A thermal picture whose first pixel is 13 cannot be fused.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+from isfl_ros.ros.fusion_node import main
+
+
+class FakePipeline:
+    """Fused luma = thermal brightness; gate = a ramp from left (0) to right (1)."""
+
+    def __init__(self, config):
+        self.description = {
+            "model": "fake",
+            "device": "cpu",
+            "device_reason": "it is fake",
+            "attention": "none",
+            "attention_reason": "it is fake",
+            "gates": os.environ.get("FAKE_GATES", "yes"),
+        }
+        self.config = config
+        self.gain = config.gain
+
+    def warm_up(self, height, width):
+        time.sleep(float(os.environ.get("FAKE_STARTUP_S", "0")))
+
+    def set_gain(self, gain):
+        self.gain = gain
+
+    def close(self):
+        pass
+
+    def fuse(self, thermal, rgb, *, gate=False, stamp_s=None):
+        # imported late: the executable must be able to take a signal before anything heavy is loaded
+        import cv2
+        import numpy as np
+
+        from isfl_ros.pipeline import FusionResult
+
+        time.sleep(float(os.environ.get("FAKE_DELAY_S", "0")))
+        if thermal[0, 0] == 13:
+            raise RuntimeError("thirteen")
+        if self.gain.mode == "fixed":
+            thermal = np.clip((thermal - self.gain.low) / (self.gain.high - self.gain.low) * 255.0, 0, 255)
+        thermal8 = thermal.astype(np.uint8)
+        rgb = rgb if rgb.ndim == 3 else cv2.cvtColor(rgb, cv2.COLOR_GRAY2RGB)
+        ramp = np.tile(np.linspace(0.0, 1.0, rgb.shape[1], dtype=np.float32), (rgb.shape[0], 1))
+        return FusionResult(
+            luma=thermal8,
+            rgb=rgb,
+            gate=ramp if gate else None,
+            valid=None,
+            thermal8=thermal8,
+            visible8=rgb,
+            valid_fraction={"thermal": 1.0, "rgb": 1.0},
+            stages_ms={"preprocess": 0.1, "network": 0.2, "postprocess": 0.3},
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main(make_pipeline=FakePipeline))

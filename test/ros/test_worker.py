@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from isfl_ros.ros.worker import LatestWorker
+
+LONG = 20.0
+
+
+class Bench:
+    """A worker whose jobs start and end when the test says so."""
+
+    def __init__(self):
+        self.started = threading.Semaphore(0)
+        self.go = threading.Semaphore(0)
+        self.done: list = []
+        self.failures: list = []
+        self.ended = threading.Semaphore(0)
+        self.worker = LatestWorker(self.work, self.failed, name="bench")
+        self.worker.start()
+
+    def work(self, job):
+        self.started.release()
+        assert self.go.acquire(timeout=LONG)
+        if job == "bad":
+            raise RuntimeError("bad job")
+        self.done.append(job)
+        self.ended.release()
+
+    def failed(self, job, error):
+        self.failures.append((job, str(error)))
+        self.ended.release()
+
+    def begin(self, job):
+        assert self.worker.submit(job) is None
+        assert self.started.acquire(timeout=LONG)
+
+    def end(self):
+        self.go.release()
+        assert self.ended.acquire(timeout=LONG)
+
+
+@pytest.fixture
+def bench():
+    bench = Bench()
+    yield bench
+    for _ in range(10):
+        bench.go.release()
+    bench.worker.stop(LONG)
+
+
+def test_the_newest_waits_and_the_older_comes_back(bench):
+    bench.begin(1)
+    assert bench.worker.submit(2) is None
+    assert bench.worker.submit(3) == 2
+    assert bench.worker.submit(4) == 3
+    bench.end()
+    assert bench.started.acquire(timeout=LONG)
+    bench.end()
+    assert bench.done == [1, 4]
+
+
+def test_an_exception_ends_the_job_not_the_thread(bench):
+    bench.begin("bad")
+    bench.end()
+    bench.begin("good")
+    bench.end()
+    assert bench.failures == [("bad", "bad job")]
+    assert bench.done == ["good"]
+
+
+def test_stop_lets_the_current_job_end_and_returns_the_one_that_waited(bench):
+    bench.begin(1)
+    bench.worker.submit(2)
+    bench.go.release()
+    assert bench.worker.stop(LONG) in ([2], [])  # the job that waited may have begun before the stop
+    assert bench.done[0] == 1
+    assert not bench.worker.busy
+
+
+def test_stop_does_not_wait_for_ever_and_names_what_is_left(bench):
+    bench.begin(1)
+    bench.worker.submit(2)
+    assert bench.worker.stop(0.01) == [2, 1]
+    assert bench.worker.busy
+    assert bench.worker.submit(3) == 3
+
+
+def test_submitting_from_the_job_itself_does_not_lock_up():
+    """`work` is not called under the worker's lock."""
+    finished = threading.Event()
+
+    def work(job):
+        if job == 0:
+            worker.submit(1)
+        else:
+            finished.set()
+
+    worker = LatestWorker(work, lambda job, error: None, name="reentrant")
+    worker.start()
+    worker.submit(0)
+    assert finished.wait(LONG)
+    assert worker.stop(LONG) == []

@@ -1,0 +1,110 @@
+"""What the masks promise: areas, disjointness, shapes, seeds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from isfl_ros.errors import InputError
+from isfl_ros.training.config import VARIANTS, InterventionConfig
+from isfl_ros.training.interventions import draw_variants, make_masks
+
+SHAPE = (12, 96, 80)
+
+
+def masks(variant, step=0, shape=SHAPE, seed=3, **config):
+    return make_masks(variant, InterventionConfig(**config), shape, seed, step, "cpu")
+
+
+@pytest.mark.parametrize("overlap", ["trim", "coin"])
+@pytest.mark.parametrize("disks", [0.0, 0.3])
+def test_complementary_masks_never_hide_both(overlap, disks):
+    met = 0
+    for step in range(10):
+        # Six squares of 48 px in 96x80 must meet somewhere, so the rule is put to work.
+        visible, infrared = masks("complementary", step, overlap=overlap, disks=disks, square=32, most_squares=6, most_area=1.0)
+        assert visible.dtype == infrared.dtype == torch.bool
+        assert visible.shape == infrared.shape == (12, 1, 96, 80)
+        assert bool((visible | infrared).all())
+        assert not visible.all() and not infrared.all()
+        met += int((~visible).sum() + (~infrared).sum())
+    assert met > 0
+
+
+def test_coin_leaves_both_modalities_a_part_of_what_met():
+    found = set()
+    for step in range(5):
+        trimmed = masks("complementary", step, overlap="trim", square=48, most_area=1.0)
+        tossed = masks("complementary", step, overlap="coin", square=48, most_area=1.0)
+        freed = ~trimmed.visible & tossed.visible  # pixels that the coin gave back to the visible picture
+        found.update(torch.unique(freed).tolist())
+        assert torch.equal(~trimmed.visible | ~trimmed.infrared, ~tossed.visible | ~tossed.infrared)
+    assert found == {False, True}
+
+
+def test_identical_masks_are_identical_squares_of_16():
+    visible, infrared = masks("identical")
+    assert torch.equal(visible, infrared)
+    hidden = (~visible).flatten(1).sum(1)
+    assert int(hidden.min()) >= 256 and int(hidden.max()) <= 6 * 256
+    assert len(set(hidden.tolist())) > 1, "the number of squares must vary"
+
+
+def test_one_square_is_a_square_and_a_disk_is_round():
+    square = (~masks("identical", most_squares=1)[0])[0, 0]
+    rows, columns = torch.nonzero(square, as_tuple=True)
+    assert rows.max() - rows.min() == columns.max() - columns.min() == 15 and int(square.sum()) == 256
+    disk = (~masks("identical", most_squares=1, disks=1.0)[0])[0, 0]
+    assert abs(int(disk.sum()) - np.pi * 64) < 16
+
+
+def test_area_is_bounded_on_small_patches():
+    for step in range(20):
+        visible, _ = masks("identical", step, shape=(8, 40, 40))  # half of 1600 px is three squares of 256
+        assert int((~visible).flatten(1).sum(1).max()) <= 800
+
+
+def test_dropout_hides_one_whole_modality():
+    visible, infrared = masks("drop_infrared")
+    assert visible.all() and not infrared.any()
+    visible, infrared = masks("drop_visible")
+    assert infrared.all() and not visible.any()
+
+
+def test_large_regions_hide_one_modality_in_bands_halves_and_holes():
+    areas = []
+    for step in range(30):
+        visible, infrared = masks("complementary", step, large=1.0)
+        assert bool((visible | infrared).all())
+        whole = visible.flatten(1).all(1) ^ infrared.flatten(1).all(1)
+        assert bool(whole.all()), "a large region is cut from exactly one modality"
+        areas += [float(1 - (v & i).float().mean()) for v, i in zip(visible, infrared)]
+    assert min(areas) >= 0.04 and max(areas) <= 0.55
+    assert sum(abs(a - 0.5) < 0.01 for a in areas) > len(areas) / 5, "half frames"
+    assert np.std(areas) > 0.1
+
+
+def test_masks_depend_on_sample_and_step_not_on_the_batch():
+    whole = masks("complementary", large=0.5)
+    part = masks("complementary", shape=(5, 96, 80), large=0.5)
+    assert torch.equal(whole.visible[:5], part.visible) and torch.equal(whole.infrared[:5], part.infrared)
+    again = masks("complementary", large=0.5)
+    assert torch.equal(whole.visible, again.visible)
+    assert not torch.equal(whole.visible, masks("complementary", step=1, large=0.5).visible)
+    assert not torch.equal(whole.visible, masks("complementary", seed=4, large=0.5).visible)
+
+
+def test_variants_of_a_step():
+    assert draw_variants(InterventionConfig(), 0, 0) == VARIANTS
+    assert draw_variants(InterventionConfig(identical=False), 0, 0) == tuple(v for v in VARIANTS if v != "identical")
+    drawn = [draw_variants(InterventionConfig(per_step=2), 0, step) for step in range(200)]
+    assert all(len(d) == 2 and len(set(d)) == 2 for d in drawn)
+    share = {v: sum(v in d for d in drawn) / 200 for v in VARIANTS}
+    assert all(0.35 < s < 0.65 for s in share.values()), share
+
+
+@pytest.mark.parametrize("values", [{"square": 0}, {"most_area": 1.5}, {"per_step": 5}, {"overlap": "no"}, {"large": -1.0}])
+def test_values_are_checked(values):
+    with pytest.raises(InputError, match=f"interventions.{next(iter(values))}"):
+        InterventionConfig(**values)

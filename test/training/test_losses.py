@@ -1,0 +1,225 @@
+"""Every term of the objective against a plain formula in float64."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from isfl_ros.training import losses
+from isfl_ros.training.config import LossConfig
+from isfl_ros.training.interventions import Masks
+from isfl_ros.training.losses import Objective, Output
+
+SIZE = (37, 45)
+OFF = LossConfig(intensity=0.0, structure=0.0, alpha=0.0, beta=0.0)
+
+
+def picture(batch=2):
+    return torch.rand(batch, 1, *SIZE, dtype=torch.float64)
+
+
+def mask(share=0.5):
+    return torch.rand(2, 1, *SIZE) < share
+
+
+def gates():
+    return [torch.rand(2, 1, SIZE[0] // s, SIZE[1] // s, dtype=torch.float64) for s in (4, 2, 1)]
+
+
+def only(**values):
+    return Objective(dataclasses.replace(OFF, **values))
+
+
+@pytest.fixture()
+def scene():
+    everything = torch.ones(2, 1, *SIZE, dtype=torch.bool)
+    visible, infrared = picture(), picture()
+    complementary = Masks(mask(0.7), everything)
+    variants = {
+        "complementary": (complementary, Output(picture(), gates())),
+        "identical": (Masks(complementary.visible, complementary.visible), Output(picture(), gates())),
+        "drop_infrared": (Masks(everything, ~everything), Output(picture(), gates())),
+        "drop_visible": (Masks(~everything, everything), Output(picture(), gates())),
+    }
+    return visible, infrared, Output(picture(), gates()), variants
+
+
+def value(terms, name):
+    assert set(terms) == {name}, "every other term is switched off"
+    return float(terms[name])
+
+
+def test_intensity(scene):
+    visible, infrared, original, variants = scene
+    f = original.fused
+    wanted = (f - visible).abs().mean() + (f - infrared).abs().mean()
+    assert value(only(intensity=2.0).terms(*scene), "intensity") == pytest.approx(2 * float(wanted), rel=1e-12)
+
+
+def test_operators_equal_opencv():
+    x = picture(1)
+    array = x[0, 0].numpy()
+    got = losses.derivative(x, "laplacian4")[0, 0].numpy()
+    np.testing.assert_allclose(got, cv2.Laplacian(array, cv2.CV_64F, ksize=1, borderType=cv2.BORDER_REPLICATE), atol=1e-12)
+    gx, gy = losses.derivative(x, "sobel")[0].numpy()
+    np.testing.assert_allclose(gx, cv2.Sobel(array, cv2.CV_64F, 1, 0, borderType=cv2.BORDER_REPLICATE) / 8, atol=1e-12)
+    np.testing.assert_allclose(gy, cv2.Sobel(array, cv2.CV_64F, 0, 1, borderType=cv2.BORDER_REPLICATE) / 8, atol=1e-12)
+    kernel = np.ones((3, 3))
+    kernel[1, 1] = -8
+    wanted = cv2.filter2D(array, cv2.CV_64F, kernel, borderType=cv2.BORDER_REPLICATE)
+    np.testing.assert_allclose(losses.derivative(x, "laplacian8")[0, 0].numpy(), wanted, atol=1e-12)
+
+
+@pytest.mark.parametrize("operator", ["laplacian4", "laplacian8", "sobel"])
+@pytest.mark.parametrize("reading", ["signed_max", "absolute", "larger"])
+def test_structure_readings(scene, operator, reading):
+    visible, infrared, original, _ = scene
+    df, dv, di = (losses.derivative(x, operator).numpy() for x in (original.fused, visible, infrared))
+    if reading == "signed_max":
+        error = np.abs(df - np.maximum(dv, di))
+    elif reading == "absolute":
+        error = np.abs(np.abs(df) - np.maximum(np.abs(dv), np.abs(di)))
+    else:
+        stronger = (dv**2).sum(1, keepdims=True) >= (di**2).sum(1, keepdims=True)
+        error = np.abs(df - np.where(stronger, dv, di))
+    wanted = error.sum(axis=1).mean()
+    objective = only(structure=1.0, structure_operator=operator, structure_reading=reading)
+    assert value(objective.terms(*scene), "structure") == pytest.approx(wanted, rel=1e-9)
+
+
+def test_structure_over_octaves_is_the_mean_over_halved_pictures(scene):
+    visible, infrared, original, variants = scene
+    half = [torch.nn.functional.avg_pool2d(x, 2) for x in (original.fused, visible, infrared)]
+    one = only(structure=1.0)
+    wanted = (
+        float(one.fusion_terms(original.fused, visible, infrared)["structure"]) + float(one.fusion_terms(*half)["structure"])
+    ) / 2
+    assert value(only(structure=1.0, structure_scales=2).terms(*scene), "structure") == pytest.approx(wanted, rel=1e-12)
+
+
+def test_structure_gain_scales_the_target(scene):
+    visible, infrared, original, variants = scene
+    objective = only(structure=1.0, structure_operator="sobel", structure_reading="larger", structure_gain=1.5)
+    perfect = Output(1.5 * visible, original.gates)
+    assert value(objective.terms(visible, torch.zeros_like(infrared), perfect, variants), "structure") == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("which", ["original", "masked"])
+@pytest.mark.parametrize("region", ["all", "both_valid"])
+def test_consistency(scene, which, region):
+    visible, infrared, original, variants = scene
+    wanted = 0.0
+    for name in ("complementary", "identical"):
+        masks, output = variants[name]
+        chosen = original.gates if which == "original" else output.gates
+        upsampled = [torch.nn.functional.interpolate(g, size=SIZE, mode="bilinear") for g in chosen]
+        weight = sum(upsampled) / 3
+        difference = (output.fused - original.fused).abs() * weight
+        if region == "both_valid":
+            difference = difference * (masks.visible & masks.infrared)
+        wanted += float(difference.mean())
+    objective = only(alpha=0.7, regularizer=0.0, consistency_gates=which, consistency_region=region)
+    # Gates are averaged in float32.
+    assert value(objective.terms(*scene), "consistency") == pytest.approx(0.7 * wanted, rel=1e-6)
+
+
+def test_detached_gates_get_no_gradient_from_consistency(scene):
+    visible, infrared, original, variants = scene
+    for detach in (False, True):
+        leaves = [g.clone().requires_grad_(True) for g in original.gates]
+        fused = original.fused.clone().requires_grad_(True)
+        objective = only(alpha=1.0, regularizer=0.0, consistency_detach=detach)
+        objective.terms(visible, infrared, Output(fused, leaves), variants)["consistency"].backward()
+        assert all((leaf.grad is None) == detach for leaf in leaves)
+        assert fused.grad is not None
+
+
+@pytest.mark.parametrize("sign", ["reward", "penalise"])
+def test_gate_regularizer(scene, sign):
+    original = scene[2]
+    gate = sum(torch.nn.functional.interpolate(g, size=SIZE, mode="bilinear") for g in original.gates) / 3
+    distance = (gate.mean(dim=(1, 2, 3)) - 0.3).abs().mean()
+    entropy = -(gate * gate.log2() + (1 - gate) * (1 - gate).log2()).mean()
+    wanted = 0.1 * float(distance - entropy if sign == "reward" else distance + entropy)
+    terms = only(alpha=0.1, entropy_sign=sign).terms(*scene)
+    assert set(terms) == {"consistency", "gate"}
+    assert float(terms["gate"]) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_entropies_at_their_ends():
+    half = torch.full((1, 1, 8, 8), 0.5)
+    assert float(losses.gate_entropy(half, "pixel").mean()) == pytest.approx(1.0)
+    assert float(losses.gate_entropy((half > 0.7).float(), "pixel").mean()) < 1e-3
+    assert float(losses.gate_entropy(half, "spatial")) == pytest.approx(1.0)
+    peak = torch.zeros(1, 1, 8, 8)
+    peak[0, 0, 3, 4] = 1.0
+    assert float(losses.gate_entropy(peak, "spatial")) < 1e-2
+
+
+def test_necessity_readings(scene):
+    original, variants = scene[2], scene[3]
+    distances = [float((original.fused - variants[n][1].fused).abs().mean()) for n in ("drop_infrared", "drop_visible")]
+    literal = value(only(beta=0.5, necessity="literal").terms(*scene), "necessity")
+    assert literal == pytest.approx(0.5 * sum(distances), rel=1e-12)
+    margin = max(distances) + 0.1
+    contrast = value(only(beta=0.5, necessity="contrast", necessity_margin=margin).terms(*scene), "necessity")
+    assert contrast == pytest.approx(0.5 * sum(margin - d for d in distances), rel=1e-9)
+    assert value(only(beta=0.5, necessity="contrast", necessity_margin=0.0).terms(*scene), "necessity") == 0.0
+
+
+def test_fidelity_is_zero_for_the_surviving_picture_and_counts_only_there(scene):
+    visible, infrared, original, variants = scene
+    objective = only(fidelity=1.0)
+    faithful = {}
+    for name, (masks, _) in variants.items():
+        survivor = torch.where(masks.visible, visible, infrared)
+        single = masks.visible ^ masks.infrared
+        faithful[name] = (masks, Output(torch.where(single, survivor, torch.rand_like(survivor)), original.gates))
+    assert value(objective.terms(visible, infrared, original, faithful), "fidelity") == 0.0
+    wanted = 0.0
+    for masks, output in variants.values():
+        single = masks.visible ^ masks.infrared
+        survivor = torch.where(masks.visible, visible, infrared)
+        if single.any():
+            wanted += float((output.fused - survivor).abs()[single].mean())
+    assert value(objective.terms(*scene), "fidelity") == pytest.approx(wanted, rel=1e-9)
+
+
+def test_variant_weight_scales_the_terms_of_interventions(scene):
+    objective = only(intensity=1.0, beta=1.0, fidelity=1.0, alpha=1.0)
+    once, thrice = objective.terms(*scene), objective.terms(*scene, variant_weight=3.0)
+    for name in once:
+        factor = 1.0 if name in ("intensity", "gate") else 3.0
+        assert float(thrice[name]) == pytest.approx(factor * float(once[name]), rel=1e-12), name
+
+
+def test_ssim_against_the_formula_at_every_window():
+    a, b = picture(1), picture(1)
+    x = np.arange(11) - 5
+    window = np.exp(-(x**2) / 4.5)
+    window = np.outer(window, window) / window.sum() ** 2
+    got = losses.ssim(a, b)[0, 0].numpy()
+    assert got.shape == (SIZE[0] - 10, SIZE[1] - 10)
+    pa, pb = a[0, 0].numpy(), b[0, 0].numpy()
+    for top, left in [(0, 0), (5, 17), (26, 34)]:
+        wa, wb = pa[top : top + 11, left : left + 11], pb[top : top + 11, left : left + 11]
+        ma, mb = (window * wa).sum(), (window * wb).sum()
+        va, vb = (window * (wa - ma) ** 2).sum(), (window * (wb - mb) ** 2).sum()
+        cov = (window * (wa - ma) * (wb - mb)).sum()
+        wanted = (2 * ma * mb + 1e-4) * (2 * cov + 9e-4) / ((ma**2 + mb**2 + 1e-4) * (va + vb + 9e-4))
+        assert got[top, left] == pytest.approx(wanted, rel=1e-9)
+
+
+def test_hot_target_wants_thermal_contrast_and_nothing_elsewhere():
+    infrared = torch.full((1, 1, 96, 96), 0.3, dtype=torch.float64)
+    infrared[..., 40:60, 44:52] = 0.9
+    fused = infrared.clone().mul(0.5).add(0.2)
+    assert float(losses.hot_target(infrared, infrared)) == pytest.approx(0.0, abs=1e-12)
+    assert float(losses.hot_target(infrared + 0.1, infrared)) == pytest.approx(0.0, abs=1e-9), "brightness is free"
+    assert float(losses.hot_target(fused, infrared)) > 1e-3
+    flat = torch.full_like(infrared, 0.3)
+    assert float(losses.hot_target(torch.rand_like(flat), flat)) == 0.0, "nothing hot, nothing asked"
