@@ -5,11 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -22,6 +20,8 @@ _SHARE = 0.55
 _LEAST_FRAMES = 40
 _START_SECONDS = 60.0
 _DRAIN_SECONDS = 30.0
+_SUMMARY = "summary.json"
+_LOGS = ("node.log", "recorder.log")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,20 +41,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from isfl_ros.io.staging import check_replaceable, staged_folder
+
     out = Path(args.out).resolve()
-    _check_target(out, args.overwrite)
+    check_replaceable(out, marker=_SUMMARY, overwrite=args.overwrite)  # before a minute is spent on the drive
     if args.seconds <= 0:
         raise InputError("--seconds out of range", expected="> 0", got=str(args.seconds))
     if args.rate is not None and args.rate <= 0:
         raise InputError("--rate out of range", expected="> 0", got=str(args.rate))
     width, height, available = _source(args)
     rate, frames, sustained = _pace(args, width, height)
-
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    aside.chmod(0o755)
-    try:
-        summary = _play(args, aside, rate, frames)
+    with staged_folder(out, marker=_SUMMARY, overwrite=args.overwrite) as folder:
+        try:
+            summary = _play(args, folder, rate, frames)
+        except BaseException:
+            # The folder will be gone; what the processes said is the only trace of why.
+            for log in _LOGS:
+                if (folder / log).exists():
+                    print(f"--- {log}\n{(folder / log).read_text()[-3000:]}", file=sys.stderr)
+            raise
         summary = {
             "source": args.pairs or f"night drive {width}x{height}, seed {args.seed}",
             "pairs_available": available,
@@ -62,32 +67,12 @@ def run(args: argparse.Namespace) -> int:
             "rate_hz": rate,
             **summary,
         }
-        problems = check(summary)
-        summary["problems"] = problems
+        summary["problems"] = problems = check(summary)
         summary["latency_ms"] = stage_latencies(summary["diagnostics"])
-        (aside / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-        latency_plot(aside / "latency.png", summary, json.loads((aside / "record.json").read_text())["age_ms"])
-        if out.exists():
-            shutil.rmtree(out)
-        os.replace(aside, out)
-    except BaseException:
-        # A log says more about a failed run than its absence; everything else of it is half-written.
-        for log in ("node.log", "recorder.log"):
-            if (aside / log).exists():
-                print(f"--- {log}\n{(aside / log).read_text()[-3000:]}", file=sys.stderr)
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
+        (folder / _SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
+        latency_plot(folder / "latency.png", summary, json.loads((folder / "record.json").read_text())["age_ms"])
     _print_summary(out, summary)
     return 1 if problems else 0
-
-
-def _check_target(out: Path, overwrite: bool) -> None:
-    if not out.exists():
-        return
-    if not overwrite:
-        raise InputError(f"{out} exists", do="pass --overwrite or another --out")
-    if not out.is_dir() or (any(out.iterdir()) and not (out / "summary.json").is_file()):
-        raise InputError(f"{out} is not a folder that a demo wrote", do="choose another --out")
 
 
 def _source(args: argparse.Namespace) -> tuple[int, int, int | None]:
@@ -126,7 +111,7 @@ def _pace(args: argparse.Namespace, width: int, height: int) -> tuple[float, int
 def _play(args: argparse.Namespace, aside: Path, rate: float, frames: int) -> dict:
     """Runs the three processes and returns what they report."""
     environment = dds_environment()
-    node_log, recorder_log = aside / "node.log", aside / "recorder.log"
+    node_log, recorder_log = (aside / log for log in _LOGS)
     processes: list[subprocess.Popen] = []
 
     def start(module: str, *arguments: str, **options) -> subprocess.Popen:
@@ -274,9 +259,9 @@ def stage_latencies(diagnostics: dict[str, dict[str, str]]) -> dict[str, dict[st
     """Milliseconds by stage, p50 and p95, from the node's diagnostics."""
     stages: dict[str, dict[str, float]] = {}
     for key, value in diagnostics.get("fusion: processing", {}).items():
-        if key.startswith("latency."):
-            _, stage, figure = key.split(".")
-            stages.setdefault(stage, {})[figure.removesuffix("_ms")] = float(value)
+        stage, ms, figure = key.partition("_ms.")
+        if ms:
+            stages.setdefault(stage, {})[figure] = float(value)
     return stages
 
 

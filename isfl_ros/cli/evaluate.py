@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from isfl_ros.errors import InputError
+from isfl_ros.io.staging import staged_folder
 
 HELP = "score models, baselines and fused pictures over sets of pairs: tables, per-image values, picture sheets"
 
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
                 do="leave out --labels, or this set",
             )
     with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(report.staged_folder(args.out, overwrite=args.overwrite))
+        folder = stack.enter_context(staged_folder(args.out, marker=report.SUMMARY_JSON, overwrite=args.overwrite))
         models = [predict.Model(*_named(text, needs_name=False)) for text in args.model]
         for model in models:
             stack.callback(model.close)

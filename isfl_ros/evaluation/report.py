@@ -6,10 +6,7 @@ import csv
 import json
 import math
 import multiprocessing
-import os
 import platform
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -273,32 +270,3 @@ def _write_csv(path: Path, columns: list[str], rows: list[dict]) -> None:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-
-
-@contextmanager
-def staged_folder(out: str | Path, *, overwrite: bool) -> Iterator[Path]:
-    """A folder to write into that becomes `out` at the end, or vanishes when the block fails.
-
-    Raises:
-        InputError: `out` exists and holds something, and `overwrite` is false, or it is no earlier evaluation.
-    """
-    out = Path(out)
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        if not overwrite:
-            raise InputError(f"{out} exists", do="choose another folder or pass --overwrite")
-        if not (out / SUMMARY_JSON).is_file():
-            # The whole folder would be replaced: never one that holds something else.
-            raise InputError(
-                f"{out} is not an earlier evaluation", expected=f"a folder with {SUMMARY_JSON}", do="remove it yourself"
-            )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        folder = aside / "new"
-        folder.mkdir()
-        yield folder
-        if out.exists():
-            os.replace(out, aside / "old")
-        os.replace(folder, out)
-    finally:
-        shutil.rmtree(aside)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import cv2
 import numpy as np
 
 from isfl_ros.errors import InputError
+from isfl_ros.io.staging import write_bytes
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 THERMAL_FOLDERS = ("thermal", "ir", "infrared")
@@ -110,21 +109,6 @@ def write_png(path: str | Path, picture: np.ndarray) -> None:
     if not ok:
         raise InputError(f"{path}: cannot be encoded as PNG", got=f"{picture.shape} {picture.dtype}")
     write_bytes(path, data.tobytes())
-
-
-def write_bytes(path: str | Path, data: bytes) -> None:
-    """Writes a file aside and moves it into place."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(aside, 0o644)  # mkstemp makes it private
-        os.replace(aside, path)
-    except BaseException:
-        os.unlink(aside)
-        raise
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:

@@ -27,7 +27,7 @@ CLOCKS_DISAGREE_MS = 10_000.0
 
 @dataclass(frozen=True, kw_only=True)
 class InputFacts:
-    """One input at the time of a report. `since` counts cover the time since the previous report."""
+    """One input at the time of a report. `since` counts what happened in the last second or so."""
 
     stream: str
     topic: str
@@ -37,7 +37,7 @@ class InputFacts:
     counts: StreamCounts
     since: StreamCounts
     malformed: str | None
-    """The last malformed message since the previous report, in words."""
+    """The last malformed message in words; None if there was none."""
     encoding: str
     """Of the last good message; empty before the first."""
     size: str
@@ -58,16 +58,16 @@ class Facts:
     """Of `STREAMS`, in that order; empty unless active."""
     counts: Mapping[str, StreamCounts]
     interval_s: float
-    """Since the previous report."""
+    """Time that the `since` counts cover."""
     slop_ms: float
     thermal_offset_ms: float
     closest_miss_ms: float | None
     size_mismatch: str | None
     failure: str | None
     paired_since: int
-    """Pairs found since the previous report."""
+    """Pairs found in that time."""
     fused_since: int
-    """Pairs fused since the previous report."""
+    """Pairs fused in that time."""
     latency: Mapping[str, tuple[float, float]]
     """Stage -> (median, 95th percentile) in ms."""
     pipeline: Mapping[str, str]

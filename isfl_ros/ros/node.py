@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 
 from diagnostic_msgs.msg import DiagnosticArray
@@ -31,12 +33,24 @@ from isfl_ros.ros.worker import LatestWorker
 UPKEEP_PERIOD_S = 0.5
 """How often publishers are looked at, and a pair held back for a closer partner may be let go."""
 
+REPORT_WINDOW_NS = 900_000_000
+"""Reports judge at least this much time, so that frequent ones do not miss the message of a slow camera."""
+
 STOP_TIMEOUT_S = 3.0
 """How long deactivation waits for the pair that is being fused."""
 
 
+@dataclass(frozen=True)
+class Past:
+    """Counts at one instant, for what happened since."""
+
+    at_ns: int
+    counts: Mapping[str, StreamCounts]
+    paired: int
+
+
 class StreamState:
-    """What the node remembers of one input between reports."""
+    """What the node remembers of one input."""
 
     def __init__(self) -> None:
         self.malformed: str | None = None
@@ -81,9 +95,7 @@ class FusionNode(LifecycleNode):
         self.work_abandoned = False
         """A pair was still being fused when deactivation stopped waiting for it."""
 
-        self._reported: dict[str, StreamCounts] = {}
-        self._reported_ns = time.monotonic_ns()
-        self._reported_pairs = 0
+        self._past: deque[Past] = deque([Past(time.monotonic_ns(), self._ledger.snapshot(), 0)])
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         # steady time: a paused simulation must not silence the diagnostics
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
@@ -196,7 +208,7 @@ class FusionNode(LifecycleNode):
         except MalformedImage as error:
             self._ledger.drop(error.cause, ticket)
             state.malformed = str(error)
-            self._log.warning(f"{stream} {error.cause}", f"message dropped: {error}")
+            self._log.warning(f"{stream} {error.cause}", f"message dropped ({error.cause}): {error}")
             return
         state.encoding, state.size = message.encoding, f"{message.width}x{message.height}"
         frame = Frame(ticket, message, time.monotonic_ns())
@@ -246,30 +258,30 @@ class FusionNode(LifecycleNode):
             self._carry_out(self._matcher.release())
 
     def _report(self, state: str | None = None) -> None:
-        now_ns = time.monotonic_ns()
-        counts = self._ledger.snapshot()
-        since = {stream: diagnostics.difference(counts[stream], self._reported.get(stream)) for stream in STREAMS}
+        now = Past(time.monotonic_ns(), self._ledger.snapshot(), self._matcher.paired)
+        while len(self._past) > 1 and now.at_ns - self._past[1].at_ns >= REPORT_WINDOW_NS:
+            self._past.popleft()
+        before = self._past[0]
+        since = {stream: diagnostics.difference(now.counts[stream], before.counts[stream]) for stream in STREAMS}
         closest = self._matcher.closest_miss_ns
         processor = self._processor
         facts = diagnostics.Facts(
             state=state or self._state_machine.current_state[1],
-            inputs=tuple(self._input_facts(stream, counts[stream], since[stream]) for stream in self._images),
-            counts=counts,
-            interval_s=(now_ns - self._reported_ns) * 1e-9,
+            inputs=tuple(self._input_facts(stream, now.counts[stream], since[stream]) for stream in self._images),
+            counts=now.counts,
+            interval_s=(now.at_ns - before.at_ns) * 1e-9,
             slop_ms=self.settings.slop_ns * 1e-6,
             thermal_offset_ms=self.settings.thermal_offset_ns * 1e-6,
             closest_miss_ms=None if closest is None else closest * 1e-6,
             size_mismatch=None if processor is None else processor.size_mismatch,
             failure=None if processor is None else processor.failure,
-            paired_since=self._matcher.paired - self._reported_pairs,
+            paired_since=now.paired - before.paired,
             fused_since=since[STREAMS[0]].fused,
             latency={} if processor is None else processor.latency.summary(),
             pipeline={} if self._pipeline is None else self._pipeline.description,
         )
         self._diagnostics.publish(diagnostics.report(facts, self.get_clock().now().to_msg()))
-        self._reported, self._reported_ns, self._reported_pairs = counts, now_ns, self._matcher.paired
-        for stream in self._streams.values():
-            stream.malformed = None
+        self._past.append(now)
 
     def _input_facts(self, stream: str, counts: StreamCounts, since: StreamCounts) -> diagnostics.InputFacts:
         image, info, state = self._images[stream], self._infos[stream], self._streams[stream]

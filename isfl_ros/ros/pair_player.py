@@ -23,8 +23,8 @@ from std_msgs.msg import Header
 from tqdm import tqdm
 
 from isfl_ros.errors import InputError
-from isfl_ros.io.folders import write_bytes
 from isfl_ros.io.sequences import Frame, folder_sequence, night_drive_sequence, parse_size
+from isfl_ros.io.staging import write_bytes
 from isfl_ros.ros.messages import image_message
 
 FRAME_IDS = {"thermal": "thermal_optical_frame", "rgb": "rgb_optical_frame"}

@@ -169,8 +169,7 @@ TABLE: tuple[Parameter, ...] = (
     Parameter(
         name="agc.mode",
         default=_GAIN.mode,
-        description="Gain control of thermal pictures deeper than 8 bits: limits from each picture, limits that follow"
-        " in time, or fixed limits.",
+        description="Gain control of thermal pictures deeper than 8 bits: limits per picture, limits that follow in time, or fixed.",
         choices=GAIN_MODES,
         live=True,
     ),

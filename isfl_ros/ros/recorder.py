@@ -21,7 +21,8 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.utilities import remove_ros_args
 from sensor_msgs.msg import CameraInfo, Image
 
-from isfl_ros.io.folders import write_bytes, write_png
+from isfl_ros.io.folders import write_png
+from isfl_ros.io.staging import write_bytes
 from isfl_ros.ros.messages import NANOSECONDS, decode_rgb, stamp_nanoseconds
 from isfl_ros.visualization import captioned
 

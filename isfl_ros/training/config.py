@@ -108,6 +108,8 @@ class LossConfig:
     """Weight of (1 - SSIM(F, vi)) + (1 - SSIM(F, ir)); not in the paper."""
     target: float = 0.0
     """Weight of the hot-target term: local contrast of thermally salient regions is kept; not in the paper."""
+    base: float = 0.0
+    """Weight of the base term: brightness of the surroundings is the mean of the two pictures'; not in the paper."""
     fidelity: float = 0.0
     """Weight of |F - surviving modality| where exactly one modality is valid; not in the paper."""
     alpha: float = 0.1
@@ -143,7 +145,7 @@ class LossConfig:
         _choice(self.necessity, "loss.necessity", ("literal", "contrast"))
         _require(1 <= self.structure_scales <= 6, "loss.structure_scales", "1 to 6", self.structure_scales)
         _require(0.0 < self.eta < 1.0, "loss.eta", "between 0 and 1", self.eta)
-        for key in ("intensity", "structure", "ssim", "target", "fidelity", "alpha", "regularizer", "beta"):
+        for key in ("intensity", "structure", "ssim", "target", "base", "fidelity", "alpha", "regularizer", "beta"):
             _require(getattr(self, key) >= 0.0, f"loss.{key}", ">= 0", getattr(self, key))
 
 

@@ -25,7 +25,7 @@ _OPERATORS = {
     ],
 }
 # Surroundings against which a hot target must stand out: a window of 41 px holds a pedestrian at 20 m and its background.
-_TARGET_WINDOW = 41
+_SURROUNDINGS = 41
 # Thermal contrast against the surroundings that counts as fully salient: 20 grey levels.
 _TARGET_CONTRAST = 20.0 / 255.0
 
@@ -89,6 +89,9 @@ class Objective:
             out["ssim"] = config.ssim * (2.0 - ssim(fused, visible).mean() - ssim(fused, infrared).mean())
         if config.target:
             out["target"] = config.target * hot_target(fused, infrared)
+        if config.base:
+            difference = fused - 0.5 * (visible + infrared)
+            out["base"] = config.base * _l1(_box_mean(difference, _SURROUNDINGS // 2))
         return out
 
     def _structure(self, fused: Tensor, visible: Tensor, infrared: Tensor) -> Tensor:
@@ -199,7 +202,7 @@ def hot_target(fused: Tensor, infrared: Tensor) -> Tensor:
     Contrast is the difference to the mean of the surroundings. A pixel weighs as much as the hottest contrast near it,
     so that the ring around a person counts like the person: contrast is lost on either side.
     """
-    radius = _TARGET_WINDOW // 2
+    radius = _SURROUNDINGS // 2
     contrast_infrared = infrared - _box_mean(infrared, radius)
     contrast_fused = fused - _box_mean(fused, radius)
     saliency = (contrast_infrared / _TARGET_CONTRAST - 0.5).clamp(0.0, 1.0)

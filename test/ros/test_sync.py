@@ -105,9 +105,9 @@ def test_a_new_offset_judges_waiting_messages_anew():
     log.t(0)
     log.t(40)
     log.t(80)
-    log.r(95)  # 15 ms after 80; with the offset below, 80 is at 100 and nothing closer can come
+    log.r(105)  # 25 ms after 80, the next is due at 120; with the offset below 80 is at 100, the next due at 140
     assert log.pairs == []
-    assert log.take(log.matcher.configure(slop_ns=50 * MS, thermal_offset_ns=20 * MS)) == [(80, 95)]
+    assert log.take(log.matcher.configure(slop_ns=50 * MS, thermal_offset_ns=20 * MS)) == [(80, 105)]
     assert log.r(121) == []
     assert log.t(101) == [(101, 121)]
 

@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from builtin_interfaces.msg import Time
+
+from isfl_ros.ros.accounting import StreamCounts
+from isfl_ros.ros.diagnostics import ERROR, OK, STALE, WARN, Facts, InputFacts, difference, report
+
+
+def counts(received=10, fused=10, pending=0, **dropped):
+    return StreamCounts(received=received, fused=fused, dropped=dropped, pending=pending)
+
+
+def input_facts(stream, **changes):
+    facts = InputFacts(
+        stream=stream,
+        topic=f"/{stream}/image_raw",
+        publishers=1,
+        reliability="reliable",
+        incompatibility=None,
+        counts=counts(),
+        since=counts(),
+        malformed=None,
+        encoding="mono8",
+        size="160x120",
+        info_topic=f"/{stream}/camera_info",
+        info_received=True,
+        info_missed=False,
+    )
+    return replace(facts, **changes)
+
+
+def facts(*, thermal=None, rgb=None, **changes):
+    everything = Facts(
+        state="active",
+        inputs=(input_facts("thermal", **thermal or {}), input_facts("rgb", **rgb or {})),
+        counts={"thermal": counts(), "rgb": counts()},
+        interval_s=2.0,
+        slop_ms=50.0,
+        thermal_offset_ms=0.0,
+        closest_miss_ms=None,
+        size_mismatch=None,
+        failure=None,
+        paired_since=10,
+        fused_since=10,
+        latency={"network": (12.5, 20.0)},
+        pipeline={"model": "isfl"},
+    )
+    return replace(everything, **changes)
+
+
+def entries(everything):
+    message = report(everything, Time(sec=7))
+    assert message.header.stamp.sec == 7
+    return {e.name: (e.level, e.message, {v.key: v.value for v in e.values}) for e in message.status}
+
+
+def test_all_is_well():
+    said = entries(facts())
+    assert list(said) == ["fusion: input thermal", "fusion: input rgb", "fusion: pairing", "fusion: processing"]
+    assert {(level, message) for level, message, _ in said.values()} == {(OK, "OK")}
+    assert said["fusion: processing"][2]["network_ms.p95"] == "20.000"
+    assert said["fusion: processing"][2]["rate_hz"] == "5.00"
+    assert said["fusion: processing"][2]["model"] == "isfl"
+
+
+def test_counters_have_their_keys():
+    row = counts(received=9, fused=4, pending=2, unmatched=2, bad_size=1)
+    values = entries(facts(counts={"thermal": row, "rgb": counts()}))["fusion: input thermal"][2]
+    assert {k: values[k] for k in ("received", "fused", "dropped.unmatched", "dropped.bad_size", "pending")} == {
+        "received": "9",
+        "fused": "4",
+        "dropped.unmatched": "2",
+        "dropped.bad_size": "1",
+        "pending": "2",
+    }
+
+
+INCOMPATIBLE = "incompatible QoS on /thermal/image_raw: reliability requested reliable, offered best_effort by /cam"
+
+
+@pytest.mark.parametrize(
+    "changes, level, message",
+    [
+        ({"publishers": 0, "since": counts(0, 0)}, ERROR, "no publisher on /thermal/image_raw"),
+        ({"since": counts(0, 0), "incompatibility": INCOMPATIBLE}, ERROR, INCOMPATIBLE),
+        ({"incompatibility": INCOMPATIBLE}, WARN, INCOMPATIBLE),
+        ({"since": counts(0, 0)}, ERROR, "no message on /thermal/image_raw, though it has 1 publisher(s)"),
+        (
+            {"since": counts(10, 9, bad_size=1), "malformed": "thermal image is 0x0"},
+            WARN,
+            "1 of 10 messages refused: thermal image is 0x0",
+        ),
+        (
+            {"since": counts(10, 0, unsupported_encoding=10), "malformed": "thermal image has encoding 'x'"},
+            ERROR,
+            "10 of 10 messages refused: thermal image has encoding 'x'",
+        ),
+        ({"since": counts(10, 0, duplicate_stamp=10)}, ERROR, "stamps on /thermal/image_raw do not advance"),
+        (
+            {"info_missed": True},
+            WARN,
+            "no camera_info on /thermal/camera_info: ~/fused/camera_info is not published",
+        ),
+    ],
+)
+def test_causes_of_an_input(changes, level, message):
+    said = entries(facts(thermal=changes))
+    assert said["fusion: input thermal"][:2] == (level, message)
+    assert said["fusion: input rgb"][:2] == (OK, "OK")
+
+
+def test_causes_of_pairing():
+    def pairing(**changes):
+        return entries(facts(**changes))["fusion: pairing"][:2]
+
+    assert pairing(rgb={"since": counts(0, 0)}) == (WARN, "no pair without messages of rgb")
+    assert pairing(paired_since=0, closest_miss_ms=73.04) == (
+        WARN,
+        "no pair within the slop of 50 ms, closest was 73.0 ms apart",
+    )
+    assert pairing(paired_since=0, closest_miss_ms=1.7e12) == (
+        ERROR,
+        "the clocks of the cameras disagree: closest stamps were 1700000000.0 s apart",
+    )
+    assert pairing(closest_miss_ms=73.0) == (OK, "OK")  # pairs come: that some messages have no partner is normal
+    assert pairing(rgb={"since": counts(10, 9, time_jump=1)}) == (WARN, "time jumped back: pairing was reset")
+
+
+def test_causes_of_processing():
+    def processing(fused_since=0, **changes):
+        since = changes.pop("since")
+        return entries(facts(thermal={"since": since}, rgb={"since": since}, fused_since=fused_since, **changes))[
+            "fusion: processing"
+        ][:2]
+
+    assert processing(since=counts(10, 0, size_mismatch=10), size_mismatch="size mismatch: ...") == (
+        ERROR,
+        "size mismatch: ...",
+    )
+    assert processing(since=counts(10, 0, failed=2), failure="RuntimeError: x") == (
+        ERROR,
+        "2 pairs could not be fused: RuntimeError: x",
+    )
+    assert processing(since=counts(10, 0, no_subscriber=10)) == (OK, "idle: no output has a subscriber")
+    assert processing(since=counts(10, 4, superseded=6), fused_since=4) == (
+        OK,
+        "OK, slower than the cameras: 6 pairs gave way to newer ones",
+    )
+
+
+def test_an_inactive_node_says_so_and_keeps_its_counts():
+    said = entries(facts(state="inactive", inputs=()))
+    assert {(level, message) for level, message, _ in said.values()} == {(STALE, "the node is inactive")}
+    assert said["fusion: input rgb"][2]["received"] == "10"
+
+
+def test_difference():
+    now, before = counts(received=10, fused=5, failed=3, unmatched=2), counts(received=4, fused=2, failed=2)
+    assert difference(now, before) == counts(received=6, fused=3, failed=1, unmatched=2)
+    assert difference(now, None) == now

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+import yaml
+
+from isfl_ros.errors import InputError
+from isfl_ros.images import GainControlConfig
+from isfl_ros.pipeline import PipelineConfig
+from isfl_ros.resources import shared_directory
+from isfl_ros.ros.parameters import BY_NAME, TABLE, settings_from
+
+DEFAULTS = {parameter.name: parameter.default for parameter in TABLE}
+
+
+def flatten(tree: dict, prefix: str = "") -> dict:
+    flat = {}
+    for key, value in tree.items():
+        flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+    return flat
+
+
+def test_defaults_are_those_of_the_pipeline():
+    settings = settings_from(DEFAULTS)
+    assert settings.pipeline == PipelineConfig()
+    assert settings.pipeline.gain == GainControlConfig()
+    assert (settings.slop_ns, settings.warmup_size, settings.reference) == (50_000_000, (480, 640), "rgb")
+
+
+def test_every_field_of_the_gain_control_is_a_parameter():
+    assert {n.removeprefix("agc.") for n in BY_NAME if n.startswith("agc.")} == set(vars(GainControlConfig()))
+
+
+def test_the_yaml_file_is_the_table():
+    text = (shared_directory() / "config" / "fusion_node.yaml").read_text()
+    tree = yaml.safe_load(text)
+    assert list(tree) == ["/**"] and list(tree["/**"]) == ["ros__parameters"]
+    values = flatten(tree["/**"]["ros__parameters"])
+    assert values == DEFAULTS
+    assert {name: type(value) for name, value in values.items()} == {n: type(v) for n, v in DEFAULTS.items()}
+    comments = " ".join(re.findall(r"#\s*(.*)", text))
+    for parameter in TABLE:
+        assert parameter.description in comments, parameter.name
+        assert parameter.constraint in comments, parameter.name
+
+
+def test_the_documentation_names_every_parameter_with_its_default():
+    text = (shared_directory() / "docs" / "node.md").read_text()
+    for parameter in TABLE:
+        default = str(parameter.default).lower() if isinstance(parameter.default, bool) else str(parameter.default)
+        assert f"| `{parameter.name}` | {parameter.type_name} | {default} |" in text, parameter.name
+
+
+def test_a_whole_number_is_a_fine_value_for_a_double():
+    value = BY_NAME["sync.slop_ms"].check(50)
+    assert value == 50.0 and isinstance(value, float)
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("sync.slop_ms", -0.1),
+        ("sync.slop_ms", float("nan")),
+        ("sync.slop_ms", True),
+        ("sync.slop_ms", "50"),
+        ("qos.depth", 0),
+        ("qos.depth", 2.0),
+        ("reference", "depth"),
+        ("autostart", 1),
+        ("agc.mode", "PERCENTILE"),
+        ("output.encoding", "rgba8"),
+    ],
+)
+def test_refusals_say_what_was_expected_and_what_came(name, value):
+    with pytest.raises(InputError, match=rf"{re.escape(name)}; expected .*; got ") as raised:
+        settings_from(DEFAULTS | {name: value})
+    assert "\n" not in str(raised.value)
+
+
+def test_values_are_checked_together():
+    with pytest.raises(InputError, match="agc.low_percentile < agc.high_percentile"):
+        settings_from(DEFAULTS | {"agc.low_percentile": 60.0, "agc.high_percentile": 40.0})
+    with pytest.raises(InputError, match="warmup.width"):
+        settings_from(DEFAULTS | {"warmup.width": 16})
+
+
+def test_no_warm_up():
+    assert settings_from(DEFAULTS | {"warmup.width": 0}).warmup_size is None
+
+
+def test_descriptors_carry_description_and_range():
+    slop, model = BY_NAME["sync.slop_ms"].descriptor(), BY_NAME["model"].descriptor()
+    assert slop.floating_point_range[0].to_value == BY_NAME["sync.slop_ms"].maximum and not slop.read_only
+    assert model.read_only and model.description == BY_NAME["model"].description

@@ -1,0 +1,88 @@
+"""What the package promises about itself: imports, versions, layout."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+import isfl_ros
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "isfl_ros"
+ROS = {"rclpy", "sensor_msgs", "std_msgs", "diagnostic_msgs", "rcl_interfaces", "builtin_interfaces", "cv_bridge", "message_filters", "launch", "launch_ros"}
+# Folder -> parts of the package that it may import besides itself and the leaves.
+LEAVES = {"errors", "images", "device", "resources", "visualization", "io", "__init__"}
+ALLOWED = {
+    "ops": set(),
+    "network": {"ops"},
+    "pipeline": {"ops", "network"},
+    "training": {"network"},
+    "evaluation": {"pipeline", "network"},
+    "cli": {"pipeline", "network", "training", "evaluation"},
+    "ros": {"pipeline", "network"},
+    "io": set(),
+    "images": set(),
+}
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            if node.module == "isfl_ros":
+                found.update(f"isfl_ros.{alias.name}" for alias in node.names)
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_go_one_way(path):
+    part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    for name in imports(path):
+        top = name.split(".")[0]
+        assert top not in ROS or part == "ros", f"{name}: only ros/ imports ROS"
+        if top == "isfl_ros" and "." in name and part in ALLOWED:
+            other = name.split(".")[1]
+            known = other in LEAVES or other == part or other in ALLOWED[part] or other == "__version__"
+            assert known, f"{part} must not import {name}"
+
+
+def test_every_module_of_the_package_imports_without_work():
+    modules = [
+        ".".join(("isfl_ros", *p.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
+        for p in sorted(PACKAGE.rglob("*.py"))
+    ]
+    program = "import sys, importlib\nfor m in sys.argv[1:]: importlib.import_module(m)"
+    done = subprocess.run([sys.executable, "-c", program, *modules], capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "" and done.stderr == "", "importing says and does nothing"
+
+
+def test_one_version():
+    assert ElementTree.parse(ROOT / "package.xml").findtext("version") == isfl_ros.__version__
+    assert f'version="{isfl_ros.__version__}"' in (ROOT / "setup.py").read_text()
+    assert f"\n{isfl_ros.__version__} (" in (ROOT / "CHANGELOG.rst").read_text()
+
+
+def test_manifest_names_what_the_code_imports():
+    tree = ElementTree.parse(ROOT / "package.xml")
+    assert tree.getroot().get("format") == "3"
+    named = {e.text for e in tree.getroot() if e.tag.endswith("depend")}
+    assert {"rclpy", "sensor_msgs", "std_msgs", "diagnostic_msgs", "cv_bridge", "message_filters", "launch", "launch_ros"} <= named
+    used = {name.split(".")[0] for path in (PACKAGE / "ros").glob("*.py") for name in imports(path)} & ROS
+    assert used <= named, f"used but not named: {used - named}"
+
+
+def test_no_pickled_weights_and_no_lenient_loading():
+    for path in PACKAGE.rglob("*.py"):
+        text = path.read_text()
+        assert "strict=False" not in text, path
+        assert "torch.save(" not in text, path
+        assert "torch.load(" not in text or "weights_only=True" in text, path
