@@ -40,3 +40,11 @@ colcon: $(COLCON_READY) ## build and test with colcon, then run the installed no
 
 clean: ## remove what builds leave behind; .venv stays
 	rm -rf build install log demo_out
+
+.PHONY: train-full
+DATA ?= ../shared/data
+train-full: $(READY) ## the full schedule of models/isfl on a GPU, then its table (DATA=folder of the pairs)
+	$(BIN)/isfl train vehicle --data $(DATA) --out runs/vehicle --device cuda --resume
+	$(BIN)/isfl evaluate --model runs/vehicle/model isfl --out runs/vehicle/evaluation --overwrite --data \
+	    roadscene_val=$(DATA)/MANIFEST.csv:set=roadscene,use=val tno=$(DATA)/MANIFEST.csv:set=tno m3fd=$(DATA)/MANIFEST.csv:set=m3fd \
+	    msrs=$(DATA)/MANIFEST.csv:set=msrs_test,outside=00130..01190

@@ -32,7 +32,9 @@ ARGUMENTS = [
         description="Images of the RGB camera; its camera_info is taken from beside them.",
     ),
     DeclareLaunchArgument(
-        "model", default_value="", description="Name of a shipped model or path of a model folder; empty: params_file's."
+        "model",
+        default_value="",
+        description="Name of a shipped model, or path of a model folder; empty: params_file's.",
     ),
     DeclareLaunchArgument(
         "device",

@@ -6,6 +6,7 @@ to the manifest), and optionally ``label_file`` and ``suggested_use``; what foll
     night=recordings/2026-03
     MANIFEST.csv:set=roadscene,use=val
     MANIFEST.csv:set=msrs_test,name_from=00130,name_below=01190,exclude=*D
+    MANIFEST.csv:set=msrs_test,outside=00130..01190                         (the names that the line above leaves out, *D apart)
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 from isfl_ros.errors import InputError
 from isfl_ros.io.folders import Pair, find_dataset
 
-_SELECTORS = ("set", "use", "name_from", "name_below", "exclude")
+_SELECTORS = ("set", "use", "name_from", "name_below", "outside", "exclude")
 _NAMED = re.compile(r"^(?P<name>[\w.-]+)=(?P<spec>.+)$")
 
 
@@ -80,6 +81,8 @@ def _parse(spec: str) -> tuple[str | None, Path, dict[str, str]]:
         key, equals, value = item.partition("=")
         if not equals or key not in _SELECTORS:
             raise InputError(f"{spec}: unknown selector {item!r}", expected=f"one of {', '.join(_SELECTORS)} with a value")
+        if key == "outside" and value.count("..") != 1:
+            raise InputError(f"{spec}: outside of another form", expected="FROM..BELOW", got=repr(value))
         selectors[key] = value
     return name, Path(path), selectors
 
@@ -90,5 +93,10 @@ def _selected(row: dict[str, str], selectors: dict[str, str]) -> bool:
         and selectors.get("use", row.get("suggested_use")) == row.get("suggested_use")
         and selectors.get("name_from", "") <= row["name"]
         and ("name_below" not in selectors or row["name"] < selectors["name_below"])
+        and not ("outside" in selectors and _between(row["name"], *selectors["outside"].split("..")))
         and not ("exclude" in selectors and fnmatch.fnmatch(row["name"], selectors["exclude"]))
     )
+
+
+def _between(name: str, first: str, below: str) -> bool:
+    return first <= name < below

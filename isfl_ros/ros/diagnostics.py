@@ -52,6 +52,8 @@ class InputFacts:
 class Facts:
     """Everything a report is made from."""
 
+    node: str
+    """Full name of the node: with several nodes, their entries differ in the hardware id only."""
     state: str
     """Lifecycle state."""
     inputs: tuple[InputFacts, ...]
@@ -83,9 +85,10 @@ def report(facts: Facts, stamp: Time) -> DiagnosticArray:
             verdict = judge_input(inputs[stream])
         else:
             verdict = (STALE, f"the node is {facts.state}")
-        entries.append(_entry(f"fusion: input {stream}", verdict, _input_values(facts, stream, inputs.get(stream))))
-    entries.append(_entry("fusion: pairing", judge_pairing(facts), _pairing_values(facts)))
-    entries.append(_entry("fusion: processing", judge_processing(facts), _processing_values(facts)))
+        values = _input_values(facts, stream, inputs.get(stream))
+        entries.append(_entry(facts, f"fusion: input {stream}", verdict, values))
+    entries.append(_entry(facts, "fusion: pairing", judge_pairing(facts), _pairing_values(facts)))
+    entries.append(_entry(facts, "fusion: processing", judge_processing(facts), _processing_values(facts)))
     return DiagnosticArray(header=Header(stamp=stamp), status=entries)
 
 
@@ -206,8 +209,8 @@ def _rate(count: int, seconds: float) -> str:
     return f"{count / seconds:.2f}" if seconds > 0.0 else "unknown"
 
 
-def _entry(name: str, verdict: Verdict, values: Mapping[str, str]) -> DiagnosticStatus:
+def _entry(facts: Facts, name: str, verdict: Verdict, values: Mapping[str, str]) -> DiagnosticStatus:
     level, message = verdict
-    status = DiagnosticStatus(level=level, name=name, message=message, hardware_id="isfl_ros")
+    status = DiagnosticStatus(level=level, name=name, message=message, hardware_id=facts.node)
     status.values = [KeyValue(key=key, value=value) for key, value in values.items()]
     return status

@@ -24,8 +24,8 @@ GRACE_S = 4.5
 class StopRequest:
     """SIGINT and SIGTERM as something that can be asked for; use it as a context, in the main thread.
 
-    Python runs its own handlers only between two instructions of the main thread, which may sit in a long call (imports,
-    loading weights, waiting for messages). The wake-up pipe is written at once, and a thread reads it.
+    Python runs its own handlers only between two instructions of the main thread, which may sit in a long call
+    (imports, loading weights, waiting for messages). The wake-up pipe is written at once, and a thread reads it.
     """
 
     def __init__(self) -> None:
@@ -105,7 +105,7 @@ def main(
         parser = argparse.ArgumentParser(
             prog="fusion_node",
             description="ROS 2 node that fuses a thermal and an RGB camera.",
-            epilog="Parameters, remappings and log level follow --ros-args; docs/node.md lists them.",
+            epilog="Parameters, remappings and log level follow --ros-args; see docs/node.md.",
         )
         try:
             parser.parse_args(remove_ros_args(["fusion_node", *arguments])[1:])

@@ -131,7 +131,8 @@ def check_image(message: Image, stream: str) -> Encoding:
     width, height = message.width, message.height
     if not (MINIMUM_SIZE <= width <= MAX_SIDE and MINIMUM_SIZE <= height <= MAX_SIDE):
         raise MalformedImage(
-            "bad_size", f"{stream} image is {width}x{height}; expected {MINIMUM_SIZE} to {MAX_SIDE} pixels on either side"
+            "bad_size",
+            f"{stream} image is {width}x{height}; expected {MINIMUM_SIZE} to {MAX_SIDE} pixels on either side",
         )
     if message.step < encoding.row_bytes(width):
         raise MalformedImage(

@@ -79,7 +79,9 @@ class FusionNode(LifecycleNode):
 
         self._log = OnceLog(self.get_logger())
         self._log_handler = RosLogHandler(self.get_logger())
-        logging.getLogger("isfl_ros").addHandler(self._log_handler)
+        package_log = logging.getLogger("isfl_ros")
+        package_log.setLevel(logging.DEBUG)  # what is shown is decided by --log-level
+        package_log.addHandler(self._log_handler)
 
         self._ledger = Ledger(STREAMS)
         self._matcher: PairMatcher[Frame] = PairMatcher(
@@ -266,6 +268,7 @@ class FusionNode(LifecycleNode):
         closest = self._matcher.closest_miss_ns
         processor = self._processor
         facts = diagnostics.Facts(
+            node=self.get_fully_qualified_name(),
             state=state or self._state_machine.current_state[1],
             inputs=tuple(self._input_facts(stream, now.counts[stream], since[stream]) for stream in self._images),
             counts=now.counts,

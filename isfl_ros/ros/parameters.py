@@ -169,7 +169,8 @@ TABLE: tuple[Parameter, ...] = (
     Parameter(
         name="agc.mode",
         default=_GAIN.mode,
-        description="Gain control of thermal pictures deeper than 8 bits: limits per picture, limits that follow in time, or fixed.",
+        description="Gain control of thermal pictures deeper than 8 bits: limits per picture, limits that follow"
+        " in time, or fixed.",
         choices=GAIN_MODES,
         live=True,
     ),

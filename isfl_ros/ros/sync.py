@@ -24,7 +24,7 @@ STREAMS = ("thermal", "rgb")
 """The two streams, by the names used in topics, parameters and diagnostics."""
 
 TIME_JUMP_NS = 1_000_000_000
-"""A stamp that lies further than this behind its predecessor means that time itself went back (bag loop, clock reset)."""
+"""A stamp further than this behind its predecessor means that time itself went back (bag loop, clock reset)."""
 
 BUFFER = 10
 """Messages kept per stream while they wait for a partner: enough for a 60 Hz camera 150 ms ahead of the other."""
@@ -89,7 +89,7 @@ class _Track(Generic[Item]):
         self.recent = deque((stamp + by for stamp in self.recent), maxlen=RECENT)
 
     def forget(self) -> list[Item]:
-        """Forget all stamps, but not the period: a camera keeps its rate through a jump of time. Returns what waited."""
+        """Forget all stamps, but not the period: a camera keeps its rate when time jumps. Returns what waited."""
         left = [entry.item for entry in self.waiting]
         self.waiting.clear()
         self.recent.clear()
@@ -126,7 +126,7 @@ class PairMatcher(Generic[Item]):
 
     @property
     def closest_miss_ns(self) -> int | None:
-        """How far the closest message of the other stream was, among recent unmatched ones; None since the last pair."""
+        """How far the closest message of the other stream was from a recent unmatched one; None after a pair."""
         return min(self._misses, default=None)
 
     def configure(self, *, slop_ns: int, thermal_offset_ns: int) -> Outcome[Item]:

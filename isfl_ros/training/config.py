@@ -128,6 +128,8 @@ class LossConfig:
     """``pixel`` (binary entropy of each gate value), ``spatial`` (of the normalised map, over its maximum) or ``off``."""
     entropy_sign: str = "reward"
     """``reward`` (minus H, as printed) or ``penalise`` (plus H, "binary-like decisions" as the text says)."""
+    entropy_weight: float = 1.0
+    """Weight of the entropy inside R, relative to the distance to eta."""
     beta: float = 0.05
     """Weight of the modal necessity (equation 9)."""
     necessity: str = "literal"
@@ -145,7 +147,7 @@ class LossConfig:
         _choice(self.necessity, "loss.necessity", ("literal", "contrast"))
         _require(1 <= self.structure_scales <= 6, "loss.structure_scales", "1 to 6", self.structure_scales)
         _require(0.0 < self.eta < 1.0, "loss.eta", "between 0 and 1", self.eta)
-        for key in ("intensity", "structure", "ssim", "target", "base", "fidelity", "alpha", "regularizer", "beta"):
+        for key in ("intensity", "structure", "ssim", "target", "base", "fidelity", "alpha", "regularizer", "entropy_weight", "beta"):
             _require(getattr(self, key) >= 0.0, f"loss.{key}", ">= 0", getattr(self, key))
 
 

@@ -141,7 +141,7 @@ class Objective:
             gate = mean_gate(output.gates, tuple(output.fused.shape[-2:]))
             total = total + (gate.mean(dim=(1, 2, 3)) - self.config.eta).abs().mean()
             if self.config.entropy != "off":
-                entropy = gate_entropy(gate, self.config.entropy).mean()
+                entropy = self.config.entropy_weight * gate_entropy(gate, self.config.entropy).mean()
                 total = total - entropy if self.config.entropy_sign == "reward" else total + entropy
         return total
 

@@ -89,12 +89,13 @@ def test_manifest_selection(dataset):
 
     assert stems("set=s") == ["a", "b"] and stems("set=s,use=val") == ["b"]
     assert stems("set=s,name_from=b") == ["b"] and stems("set=s,name_below=b") == ["a"] and stems("set=s,exclude=a*") == ["b"]
+    assert stems("set=s,outside=a..b") == ["b"] and stems("set=s,outside=b..c") == ["a"]
     assert select_pairs(f"{manifest}:set=s")[0].label == dataset / "labels/a.png"
     assert select_pairs(f"{manifest}:set=t")[0].label is None, "only pictures are label pictures"
     assert [p.stem for p in select_pairs(f"mine={dataset}")] == ["a", "b"]
     assert set_name(f"mine={dataset}") == "mine" and set_name(str(dataset)) == dataset.name
     assert set_name(f"{manifest}:set=s,use=val") == "s-val"
-    for selection, message in [("set=x", "selects no pair"), ("colour=red", "unknown selector"), ("use=", "selects no pair")]:
+    for selection, message in [("set=x", "selects no pair"), ("colour=red", "unknown selector"), ("use=", "selects no pair"), ("outside=a", "outside of another form")]:
         with pytest.raises(InputError, match=message):
             stems(selection)
     (dataset / "vi" / "b.bmp").unlink()

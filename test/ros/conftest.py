@@ -99,7 +99,7 @@ class NodeProcess:
 @pytest.fixture(scope="session")
 def node_command():
     """The executable under test. The one place where it is decided which pipeline the DDS tests run with."""
-    return FAKE
+    return REAL
 
 
 @pytest.fixture(scope="session")

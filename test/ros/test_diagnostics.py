@@ -34,6 +34,7 @@ def input_facts(stream, **changes):
 
 def facts(*, thermal=None, rgb=None, **changes):
     everything = Facts(
+        node="/front/fusion",
         state="active",
         inputs=(input_facts("thermal", **thermal or {}), input_facts("rgb", **rgb or {})),
         counts={"thermal": counts(), "rgb": counts()},
@@ -54,6 +55,7 @@ def facts(*, thermal=None, rgb=None, **changes):
 def entries(everything):
     message = report(everything, Time(sec=7))
     assert message.header.stamp.sec == 7
+    assert {entry.hardware_id for entry in message.status} == {"/front/fusion"}
     return {e.name: (e.level, e.message, {v.key: v.value for v in e.values}) for e in message.status}
 
 

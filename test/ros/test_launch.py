@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import re
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 import pytest
 import yaml
@@ -38,7 +39,7 @@ def test_it_compiles_and_the_files_and_the_executable_it_names_are_there():
     assert len(files) == 3 and all(file.is_file() for file in files), files
     executables = re.findall(r'package="isfl_ros",\s*executable="(\w+)"', text)
     assert executables == ["fusion_node"]
-    assert "fusion_node = isfl_ros.ros.fusion_node:main" in (SHARED / "setup.py").read_text()
+    assert "fusion_node = isfl_ros.ros.fusion_node:main" in (Path(__file__).parents[2] / "setup.py").read_text()
 
 
 def test_the_fastdds_profile_has_one_large_shared_memory_transport_beside_udp():
@@ -86,7 +87,8 @@ def test_every_argument_is_described_and_closed_ones_have_choices(launch_module)
     arguments = {a.name: a for a in description.entities if isinstance(a, DeclareLaunchArgument)}
     assert set(arguments) == ARGUMENTS
     assert all(a.description and a.description != "no description given" for a in arguments.values())
-    assert {n for n, a in arguments.items() if a.choices} == {"device", "rviz", "use_sim_time", "log_level", "autostart"}
+    closed = {name for name, argument in arguments.items() if argument.choices}
+    assert closed == {"device", "rviz", "use_sim_time", "log_level", "autostart"}
 
 
 def test_the_nodes_it_makes(launch_module):
@@ -113,7 +115,8 @@ def test_the_nodes_it_makes(launch_module):
 
 
 @pytest.mark.parametrize(
-    "topic, expected", [("/flir/image_raw", "/flir/camera_info"), ("a/b/c", "a/b/camera_info"), ("images", "camera_info")]
+    "topic, expected",
+    [("/flir/image_raw", "/flir/camera_info"), ("a/b/c", "a/b/camera_info"), ("images", "camera_info")],
 )
 def test_camera_info_lies_beside_the_images(launch_module, topic, expected):
     assert launch_module.beside(topic, "camera_info") == expected

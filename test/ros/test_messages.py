@@ -223,7 +223,9 @@ def test_no_header_brings_more_than_a_malformed_image(stream, encoding, width, h
         assert step * height <= size
 
 
-@pytest.mark.parametrize("encoding, decode", [("rgb8", decode_rgb), ("mono8", decode_thermal), ("32FC1", decode_thermal)])
+@pytest.mark.parametrize(
+    "encoding, decode", [("rgb8", decode_rgb), ("mono8", decode_thermal), ("32FC1", decode_thermal)]
+)
 def test_what_is_encoded_is_decoded_again(encoding, decode):
     pixels = {
         "rgb8": random_bytes(33, 47, 3),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -46,7 +47,7 @@ def test_the_yaml_file_is_the_table():
 
 
 def test_the_documentation_names_every_parameter_with_its_default():
-    text = (shared_directory() / "docs" / "node.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "node.md").read_text()  # documents are not installed
     for parameter in TABLE:
         default = str(parameter.default).lower() if isinstance(parameter.default, bool) else str(parameter.default)
         assert f"| `{parameter.name}` | {parameter.type_name} | {default} |" in text, parameter.name

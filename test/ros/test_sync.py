@@ -197,7 +197,7 @@ def test_reset_returns_everything_with_the_reason():
 @pytest.mark.parametrize("rates", [(30, 30), (9, 30), (60, 30), (25, 30)])
 @pytest.mark.parametrize("seed", range(3))
 def test_each_pair_of_jittered_cameras_is_mutually_closest_among_all_messages(rates, seed):
-    """Against the offline answer, which sees all messages at once: the online matcher must never take a worse partner."""
+    """Against the offline answer, which sees all messages at once."""
     generator = random.Random(seed)
     thermal, rgb = (
         [round(1000 * i / rate + generator.uniform(0, 3), 3) for i in range(40)] for rate in rates

@@ -139,15 +139,28 @@ def test_detached_gates_get_no_gradient_from_consistency(scene):
 
 
 @pytest.mark.parametrize("sign", ["reward", "penalise"])
-def test_gate_regularizer(scene, sign):
+@pytest.mark.parametrize("weight", [1.0, 0.2])
+def test_gate_regularizer(scene, sign, weight):
     original = scene[2]
     gate = sum(torch.nn.functional.interpolate(g, size=SIZE, mode="bilinear") for g in original.gates) / 3
     distance = (gate.mean(dim=(1, 2, 3)) - 0.3).abs().mean()
-    entropy = -(gate * gate.log2() + (1 - gate) * (1 - gate).log2()).mean()
+    entropy = -weight * (gate * gate.log2() + (1 - gate) * (1 - gate).log2()).mean()
     wanted = 0.1 * float(distance - entropy if sign == "reward" else distance + entropy)
-    terms = only(alpha=0.1, entropy_sign=sign).terms(*scene)
+    terms = only(alpha=0.1, entropy_sign=sign, entropy_weight=weight).terms(*scene)
     assert set(terms) == {"consistency", "gate"}
     assert float(terms["gate"]) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_base_asks_for_the_mean_brightness_of_the_surroundings(scene):
+    visible, infrared, original, variants = scene
+    objective = only(base=2.0)
+    mean = (visible + infrared) / 2
+    assert value(objective.terms(visible, infrared, Output(mean, []), variants), "base") == pytest.approx(0.0, abs=1e-12)
+    assert value(objective.terms(visible, infrared, Output(mean + 0.1, []), variants), "base") == pytest.approx(0.2, rel=1e-9)
+    checks = torch.ones_like(mean)
+    checks[..., ::2, 1::2] = checks[..., 1::2, ::2] = -1
+    detail = value(objective.terms(visible, infrared, Output(mean + 0.1 * checks, []), variants), "base")
+    assert detail < 0.01, "detail is free"
 
 
 def test_entropies_at_their_ends():
