@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from isfl_ros.images import GainControlConfig, to_uint8
-    from isfl_ros.io.folders import find_pairs, read_rgb, read_thermal, write_png
+    from isfl_ros.io.folders import find_pairs, read_pair, write_png
     from isfl_ros.pipeline import FusionPipeline, PipelineConfig
 
     out = Path(args.out)
@@ -61,13 +61,7 @@ def run(args: argparse.Namespace) -> int:
     todo = [pair for pair in pairs if not (args.resume and all(path.exists() for path in outputs(pair.stem)))]
     # Everything is read once before anything is written: a bad picture at the end must not leave half a folder.
     for pair in tqdm(todo, desc="checking", unit="pair", leave=False):
-        thermal, rgb = read_thermal(pair.thermal), read_rgb(pair.rgb)
-        if thermal.shape != rgb.shape[:2]:
-            raise InputError(
-                f"{pair.thermal} and {pair.rgb} differ in size",
-                got=f"{thermal.shape[1]}x{thermal.shape[0]} and {rgb.shape[1]}x{rgb.shape[0]}",
-                do="register the pair first",
-            )
+        read_pair(pair)
     gain = GainControlConfig(mode=args.agc_mode, low=args.agc_low, high=args.agc_high)
     pipeline = FusionPipeline(
         PipelineConfig(model=args.model, device=args.device, attention=args.attention, threads=args.threads, gain=gain)
@@ -77,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     d = pipeline.description
     print(f"model {d['model']} on {d['device']} ({d['device_reason']}), attention {d['attention']} ({d['attention_reason']})")
     for pair in tqdm(todo, desc="fusing", unit="pair"):
-        result = pipeline.fuse(read_thermal(pair.thermal), read_rgb(pair.rgb), gate=args.gates)
+        result = pipeline.fuse(*read_pair(pair), gate=args.gates)
         paths = outputs(pair.stem)
         if args.gates:
             write_png(paths[1], to_uint8(result.gate))

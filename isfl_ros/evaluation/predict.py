@@ -23,7 +23,7 @@ from isfl_ros.evaluation.baselines import BASELINES
 from isfl_ros.evaluation.metrics import MIN_SIZE
 from isfl_ros.images import GainControl, split_luma, to_uint8
 from isfl_ros.io.dataset import select_pairs, set_name
-from isfl_ros.io.folders import PICTURE_SUFFIXES, Pair, read_rgb, read_thermal, write_png
+from isfl_ros.io.folders import PICTURE_SUFFIXES, Pair, read_pair, read_rgb, write_png
 from isfl_ros.network.checkpoint import load_model
 from isfl_ros.pipeline import FusionPipeline, PipelineConfig
 from isfl_ros.resources import resolve_model
@@ -87,12 +87,7 @@ def read_sources(pair: Pair) -> Sources:
     Raises:
         InputError: a file is missing or unreadable, the sizes differ, or they are too small for the metrics.
     """
-    thermal, rgb = read_thermal(pair.thermal), read_rgb(pair.rgb)
-    if thermal.shape != rgb.shape[:2]:
-        raise InputError(
-            f"{pair.thermal} and {pair.rgb} differ in size", expected="registered pictures of one size",
-            got=f"{_size(thermal)} and {_size(rgb)}",
-        )
+    thermal, rgb = read_pair(pair)
     if min(thermal.shape) < MIN_SIZE:
         raise InputError(f"{pair.thermal} is too small", expected=f"{MIN_SIZE} pixels a side", got=_size(thermal))
     picture, _ = GainControl(PipelineConfig().gain).apply(thermal)

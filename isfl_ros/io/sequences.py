@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from isfl_ros.errors import InputError
-from isfl_ros.io.folders import find_dataset, read_rgb, read_thermal
+from isfl_ros.io.folders import find_dataset, read_pair
 from isfl_ros.io.night_drive import NightDrive, NightDriveConfig
 
 
@@ -44,13 +44,7 @@ def folder_sequence(folder: str | Path, count: int) -> list[Frame]:
     """
     frames = []
     for pair in tqdm(find_dataset(folder)[:count], desc="reading", unit="pair"):
-        thermal, rgb = read_thermal(pair.thermal), read_rgb(pair.rgb)
-        if thermal.shape != rgb.shape[:2]:
-            raise InputError(
-                f"{pair.thermal} and {pair.rgb} differ in size",
-                got=f"{thermal.shape[1]}x{thermal.shape[0]} and {rgb.shape[1]}x{rgb.shape[0]}",
-                do="register the pair first",
-            )
+        thermal, rgb = read_pair(pair)
         frames.append(Frame(thermal, rgb, None))
     return frames
 

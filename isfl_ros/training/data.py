@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from isfl_ros.errors import InputError
 from isfl_ros.images import GainControl, GainControlConfig, split_luma, to_uint8
-from isfl_ros.io.folders import Pair, read_rgb, read_thermal
+from isfl_ros.io.folders import Pair, read_pair
 from isfl_ros.training.config import DataConfig
 
 # Streams keep the draws of different purposes apart, so that one more draw in one does not shift another.
@@ -38,14 +38,9 @@ def load_pairs(pairs: list[Pair], what: str) -> list[LoadedPair]:
     gain = GainControl(GainControlConfig())
     loaded = []
     for pair in tqdm(pairs, desc=what, unit="pair", leave=False):
-        visible, _ = split_luma(read_rgb(pair.rgb))
-        thermal = read_thermal(pair.thermal)
+        thermal, rgb = read_pair(pair)
         infrared = thermal if thermal.dtype == np.uint8 else to_uint8(gain.apply(thermal)[0])
-        if visible.shape != infrared.shape:
-            raise InputError(
-                f"{pair.thermal} and {pair.rgb} differ in size", got=f"{infrared.shape[::-1]} and {visible.shape[::-1]}",
-                do="register the pair first",
-            )
+        visible, _ = split_luma(rgb)
         loaded.append(LoadedPair(pair.stem, visible, infrared))
     return loaded
 

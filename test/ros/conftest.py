@@ -22,9 +22,17 @@ REAL = [sys.executable, "-m", "isfl_ros.ros.fusion_node"]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def ros_environment():
-    """On this machine only, with the shipped profile."""
-    profile = str(REPOSITORY / "config" / "fastdds_images.xml")
+def ros_environment(tmp_path_factory):
+    """On this machine only, with the shipped profile, in which only the discovery is made quicker."""
+    shipped = (REPOSITORY / "config" / "fastdds_images.xml").read_text()
+    quicker = (
+        "<rtps><builtin><discovery_config><leaseAnnouncement><sec>0</sec><nanosec>500000000</nanosec>"
+        "</leaseAnnouncement></discovery_config></builtin>"
+    )
+    assert shipped.count("<rtps>") == 1
+    file = tmp_path_factory.mktemp("fastdds") / "profile.xml"
+    file.write_text(shipped.replace("<rtps>", quicker))
+    profile = str(file)
     settings = {
         "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
         "FASTDDS_DEFAULT_PROFILES_FILE": profile,
@@ -80,16 +88,16 @@ class NodeProcess:
             lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
             caught = int(next(line.split()[1] for line in lines if line.startswith("SigCgt")), 16)
 
-    def signal(self, number: int) -> int:
+    def end(self, number: int) -> int:
         self.process.send_signal(number)
         return self.process.wait(LONG)
 
-    def close(self) -> None:
+    def close(self, number: int = signal.SIGINT) -> None:
         """End the node as a user would, if it still runs, and check that it ends as it should."""
         if self.process.poll() is not None:
             return
         try:
-            assert self.signal(signal.SIGINT) == 0
+            assert self.end(number) == 0
         finally:
             self.process.kill()
             self.process.wait()
@@ -103,9 +111,9 @@ def node_command():
 
 
 @pytest.fixture(scope="session")
-def real_command():
-    """The executable as it is installed, with the real pipeline."""
-    return REAL
+def fake_command():
+    """The same node around a pipeline that does as it is told (see fake_fusion_node.py)."""
+    return FAKE
 
 
 @pytest.fixture(scope="session")
@@ -138,6 +146,14 @@ def shared_node(node_command, domains, tmp_path_factory):
     nodes: list[NodeProcess] = []
     yield _starter(node_command, domains, tmp_path_factory, nodes)()
     nodes[0].close()
+
+
+@pytest.fixture(scope="module")
+def fake_node(fake_command, domains, tmp_path_factory):
+    """One fusion node with the fake pipeline, as a model without gates, for a module; SIGTERM ends it."""
+    nodes: list[NodeProcess] = []
+    yield _starter(fake_command, domains, tmp_path_factory, nodes)(environment={"FAKE_GATES": "no"})
+    nodes[0].close(signal.SIGTERM)
 
 
 class Client:
@@ -181,7 +197,7 @@ class Client:
     def wait(self, condition, what: str):
         """What `condition` returns, once that is true."""
         value = self.poll(condition, LONG)
-        assert value, f"waited {LONG} s for {what}; last report: {self.reports[-1:]}"
+        assert value, f"waited {LONG} s for {what}; nodes {self.node.get_node_names()}, {self.reports[-1:]}"
         return value
 
     def _on_report(self, message):
@@ -354,10 +370,20 @@ def make_client():
         client.close()
 
 
-@pytest.fixture(scope="module")
-def shared_client(shared_node):
-    """A client of the shared node, both cameras connected."""
-    client = Client(shared_node.domain)
+def _connected(node: NodeProcess):
+    client = Client(node.domain)
     client.cameras()
     yield client
     client.close()
+
+
+@pytest.fixture(scope="module")
+def shared_client(shared_node):
+    """A client of the shared node, both cameras connected."""
+    yield from _connected(shared_node)
+
+
+@pytest.fixture(scope="module")
+def fake_client(fake_node):
+    """A client of the node with the fake pipeline, both cameras connected."""
+    yield from _connected(fake_node)

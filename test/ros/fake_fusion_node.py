@@ -1,6 +1,6 @@
 """The real fusion node around a pipeline of a few lines, run as a script by the tests.
 
-FAKE_DELAY_S: how long one pair takes. FAKE_GATES=no: a model without gates. FAKE_STARTUP_S: how long configure takes.
+FAKE_DELAY_S: how long one pair takes. FAKE_GATES=no: a model without gates.
 A thermal picture whose first pixel is 13 cannot be fused.
 """
 
@@ -29,7 +29,7 @@ class FakePipeline:
         self.gain = config.gain
 
     def warm_up(self, height, width):
-        time.sleep(float(os.environ.get("FAKE_STARTUP_S", "0")))
+        pass
 
     def set_gain(self, gain):
         self.gain = gain
