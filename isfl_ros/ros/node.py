@@ -118,10 +118,12 @@ class FusionNode(LifecycleNode):
                 self._pipeline.warm_up(*self.settings.warmup_size)
             self._outputs = Outputs(self, gates=self._pipeline.description.get("gates") != "no")
         except InputError as error:
-            return self._refuse_configure(str(error))
+            self._free()
+            return self._refuse("configure", str(error))
         except Exception as error:
             # rclpy would swallow it without a word
-            return self._refuse_configure(f"{type(error).__name__}: {error}")
+            self._free()
+            return self._refuse("configure", f"{type(error).__name__}: {error}")
         self._processor = PairProcessor(
             pipeline=self._pipeline,
             outputs=self._outputs,
@@ -140,11 +142,16 @@ class FusionNode(LifecycleNode):
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Start the worker and subscribe."""
         result = super().on_activate(state)
+        self._streams = {stream: StreamState() for stream in STREAMS}
         self._worker = LatestWorker(self._processor.process, self._processor.failed, name="fusion")
         self._worker.start()
-        for stream in STREAMS:
-            self._images[stream] = self._subscribe(Image, f"{stream}/image_raw", partial(self._on_image, stream))
-            self._infos[stream] = self._subscribe(CameraInfo, f"{stream}/camera_info", partial(self._on_info, stream))
+        try:
+            for stream in STREAMS:
+                self._infos[stream] = self._subscribe(CameraInfo, f"{stream}/camera_info", partial(self._on_info, stream))
+                self._images[stream] = self._subscribe(Image, f"{stream}/image_raw", partial(self._on_image, stream))
+        except Exception as error:
+            self._halt()
+            return self._refuse("activate", f"{type(error).__name__}: {error}")
         return result
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -173,9 +180,8 @@ class FusionNode(LifecycleNode):
         self._jump.unregister()
         super().destroy_node()
 
-    def _refuse_configure(self, text: str) -> TransitionCallbackReturn:
-        self._free()
-        self.get_logger().error(f"cannot configure: {' '.join(text.split())}")
+    def _refuse(self, transition: str, text: str) -> TransitionCallbackReturn:
+        self.get_logger().error(f"cannot {transition}: {' '.join(text.split())}")
         return TransitionCallbackReturn.FAILURE
 
     def _halt(self) -> None:

@@ -230,7 +230,7 @@ def test_overwrite(pairs, tmp_path):
     other = tmp_path / "holiday"
     other.mkdir()
     (other / "photo.txt").write_text("precious")
-    with pytest.raises(InputError, match="not an earlier evaluation"):
+    with pytest.raises(InputError, match="was not written by this command"):
         _evaluate("--data", pairs, "--out", other, "--overwrite")
     assert (other / "photo.txt").exists()
 
