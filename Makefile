@@ -6,7 +6,8 @@ TORCH ?= torch==2.13.0
 ARGS ?=
 
 BIN := $(VENV)/bin
-READY := $(VENV)/.ready
+# The stamp names the build of torch, so that another choice installs again.
+READY := $(VENV)/.ready-$(subst /,_,$(TORCH))
 COLCON_READY := $(VENV)/.colcon-ready
 
 .PHONY: help setup demo test test-all colcon clean

@@ -54,7 +54,7 @@ class FusionResult:
     thermal8: np.ndarray
     """(H, W) uint8 thermal picture after gain control, as the network saw it."""
     visible8: np.ndarray
-    """(H, W, 3) uint8 RGB visible picture; black where missing."""
+    """(H, W, 3) uint8 RGB visible picture as it came in; black when the modality is missing."""
     valid_fraction: dict[str, float]
     """Part of valid pixels, 0 to 1, of ``thermal`` and ``rgb``."""
     stages_ms: dict[str, float]
@@ -63,6 +63,9 @@ class FusionResult:
 
 class FusionPipeline:
     """Loads a model once and fuses pairs. Not thread-safe: one caller at a time.
+
+    A thread that calls :meth:`fuse` has denormal numbers flushed to zero from then on: they add nothing to a picture and
+    cost a CPU many times the cycles.
 
     Raises:
         InputError: on construction, when model, device or implementation is unknown or unreadable.
@@ -74,8 +77,6 @@ class FusionPipeline:
             raise InputError("threads out of range", expected="0 (torch's choice) or more", got=str(config.threads))
         if config.threads:
             torch.set_num_threads(config.threads)
-        # Numbers below the normal range add nothing to a picture and cost a CPU many times the cycles.
-        torch.set_flush_denormal(True)
         directory = resolve_model(config.model)
         network, self.info = load_model(directory)
         device = choose_device(config.device)
@@ -144,7 +145,8 @@ class FusionPipeline:
         if self._network is None:
             raise InputError("the pipeline is closed", do="make a new one")
         start = time.perf_counter()
-        shape = self._check(thermal, rgb, thermal_valid, rgb_valid)
+        torch.set_flush_denormal(True)  # a property of the calling thread
+        shape = check_pair(thermal, rgb, thermal_valid, rgb_valid)
         if thermal is None:
             infrared, thermal_valid = np.zeros(shape, np.float32), np.zeros(shape, bool)
         else:
@@ -197,28 +199,7 @@ class FusionPipeline:
     def _tensor(self, picture: np.ndarray | None) -> torch.Tensor | None:
         if picture is None:
             return None
-        return torch.from_numpy(picture)[None, None].to(self._device)
-
-    @staticmethod
-    def _check(thermal, rgb, thermal_valid, rgb_valid) -> tuple[int, int]:
-        named = {"thermal": thermal, "rgb": rgb, "thermal_valid": thermal_valid, "rgb_valid": rgb_valid}
-        shapes = {name: x.shape[:2] for name, x in named.items() if x is not None}
-        if thermal is None and rgb is None:
-            raise InputError("both modalities are missing", expected="at least one picture")
-        if len(set(shapes.values())) != 1:
-            raise InputError(
-                "sizes differ",
-                expected="one size (registration comes first)",
-                got=", ".join(f"{name} {w}x{h}" for name, (h, w) in shapes.items()),
-            )
-        height, width = next(iter(shapes.values()))
-        if min(height, width) < MINIMUM_SIZE:
-            raise InputError("picture too small", expected=f"width and height >= {MINIMUM_SIZE}", got=f"{width}x{height}")
-        for name in ("thermal_valid", "rgb_valid"):
-            mask = named[name]
-            if mask is not None and (mask.dtype != np.bool_ or mask.ndim != 2):
-                raise InputError(f"{name} of unsupported kind", expected="(H, W) bool", got=f"{mask.shape} {mask.dtype}")
-        return height, width
+        return torch.from_numpy(np.ascontiguousarray(picture))[None, None].to(self._device)
 
     def _run_blank(self, height: int, width: int, frames: int) -> list[float]:
         thermal = np.full((height, width), 90, np.uint8)
@@ -229,6 +210,39 @@ class FusionPipeline:
             self.fuse(thermal, rgb, gate=True)
             seconds.append(time.perf_counter() - start)
         return seconds
+
+
+def check_pair(
+    thermal: np.ndarray | None,
+    rgb: np.ndarray | None,
+    thermal_valid: np.ndarray | None = None,
+    rgb_valid: np.ndarray | None = None,
+) -> tuple[int, int]:
+    """Height and width of what :meth:`FusionPipeline.fuse` is given.
+
+    Raises:
+        InputError: both pictures are missing, sizes differ or are below 32 pixels, or a mask is of another kind.
+    """
+    named = {"thermal": thermal, "rgb": rgb, "thermal_valid": thermal_valid, "rgb_valid": rgb_valid}
+    given = {name: picture for name, picture in named.items() if picture is not None}
+    if thermal is None and rgb is None:
+        raise InputError("both modalities are missing", expected="at least one picture")
+    for name, picture in given.items():
+        if picture.ndim not in ((2, 3) if name == "rgb" else (2,)):
+            raise InputError(f"{name} of unsupported kind", expected="(H, W), or (H, W, 3) for rgb", got=str(picture.shape))
+        if name.endswith("valid") and picture.dtype != np.bool_:
+            raise InputError(f"{name} of unsupported kind", expected="bool", got=str(picture.dtype))
+    sizes = {name: picture.shape[:2] for name, picture in given.items()}
+    if len(set(sizes.values())) != 1:
+        raise InputError(
+            "sizes differ",
+            expected="one size (registration comes first)",
+            got=", ".join(f"{name} {w}x{h}" for name, (h, w) in sizes.items()),
+        )
+    height, width = next(iter(sizes.values()))
+    if min(height, width) < MINIMUM_SIZE:
+        raise InputError("picture too small", expected=f"width and height >= {MINIMUM_SIZE}", got=f"{width}x{height}")
+    return height, width
 
 
 def _fraction(valid: np.ndarray | None) -> float:

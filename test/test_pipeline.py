@@ -98,6 +98,7 @@ def test_one_modality_missing(pipeline, missing):
         (np.zeros((31, 40), np.uint8), np.zeros((31, 40, 3), np.uint8), "too small"),
         (None, None, "both modalities are missing"),
         (np.zeros((40, 40), np.int32), np.zeros((40, 40, 3), np.uint8), "thermal picture of unsupported kind"),
+        (np.zeros((40, 40), np.uint8), np.zeros(1600, np.uint8), "rgb of unsupported kind"),
     ],
 )
 def test_unusable_pictures_are_refused(pipeline, t, v, message):

@@ -44,9 +44,11 @@ def run(args: argparse.Namespace) -> int:
 
     from isfl_ros.images import GainControlConfig, to_uint8
     from isfl_ros.io.folders import find_pairs, read_pair, write_png
-    from isfl_ros.pipeline import FusionPipeline, PipelineConfig
+    from isfl_ros.pipeline import FusionPipeline, PipelineConfig, check_pair
 
     out = Path(args.out)
+    if out.resolve() in (Path(args.thermal).resolve(), Path(args.rgb).resolve()):
+        raise InputError(f"{out} is an input folder", do="choose another --out")
     if args.resume and args.overwrite:
         raise InputError("--resume and --overwrite contradict each other", do="pass one of them")
     pairs = find_pairs(args.thermal, args.rgb)
@@ -61,7 +63,11 @@ def run(args: argparse.Namespace) -> int:
     todo = [pair for pair in pairs if not (args.resume and all(path.exists() for path in outputs(pair.stem)))]
     # Everything is read once before anything is written: a bad picture at the end must not leave half a folder.
     for pair in tqdm(todo, desc="checking", unit="pair", leave=False):
-        read_pair(pair)
+        thermal, rgb = read_pair(pair)
+        try:
+            check_pair(thermal, rgb)
+        except InputError as error:
+            raise InputError(f"{pair.thermal}: {error}") from error
     gain = GainControlConfig(mode=args.agc_mode, low=args.agc_low, high=args.agc_high)
     pipeline = FusionPipeline(
         PipelineConfig(model=args.model, device=args.device, attention=args.attention, threads=args.threads, gain=gain)

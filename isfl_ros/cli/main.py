@@ -47,6 +47,12 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"isfl {namespace.verb}: error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if args.debug or error.strerror is None:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"isfl {namespace.verb}: error: {where}{error.strerror}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"isfl {namespace.verb}: interrupted", file=sys.stderr)
         return 130

@@ -39,10 +39,10 @@ def run(args: argparse.Namespace) -> int:
     config = dataclasses.replace(config, **overrides)
     if not args.resume and (Path(args.out) / "checkpoints").exists():
         raise InputError(f"{args.out} holds a run already", do="pass --resume or choose another --out")
+    if args.threads < 0:
+        raise InputError("--threads out of range", expected="0 or more", got=str(args.threads))
     if args.threads:
         torch.set_num_threads(args.threads)
-    # Dying units leave gradients below the normal range, on which a CPU is many times slower.
-    torch.set_flush_denormal(True)
     device = choose_device(args.device)
     print(f"device: {device.device} ({device.reason})")
     trainer = Trainer(config, data_root=args.data, out=args.out, device=device.device)

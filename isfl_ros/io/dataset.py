@@ -31,13 +31,14 @@ def set_name(spec: str) -> str:
     return "-".join(value for key, value in selectors.items() if key in ("set", "use")) or source.resolve().name
 
 
-def select_pairs(spec: str) -> list[Pair]:
-    """The pairs of a set.
+def select_pairs(spec: str, *, root: str | Path = ".") -> list[Pair]:
+    """The pairs of a set; a relative path in the specification starts at ``root``.
 
     Raises:
         InputError: a file or folder is missing, a selector is unknown, or nothing was selected.
     """
     _, source, selectors = _parse(spec)
+    source = Path(root) / source
     if source.suffix.lower() != ".csv":
         if selectors:
             raise InputError(f"{spec}: selectors need a manifest", expected="a path ending in .csv before the colon")
@@ -45,12 +46,14 @@ def select_pairs(spec: str) -> list[Pair]:
     if not source.is_file():
         raise InputError(f"{source} not found", expected="a manifest")
     pairs = []
-    with source.open(newline="") as file:
+    with source.open(newline="", encoding="utf-8", errors="replace") as file:
         reader = csv.DictReader(file)
         for column in ("set", "name", "ir_file", "vi_file"):
             if column not in (reader.fieldnames or ()):
                 raise InputError(f"{source} is not a manifest", expected=f"a column {column!r}")
         for row in reader:
+            if None in row.values():
+                raise InputError(f"{source} has a short row", got=f"line {reader.line_num}")
             if _selected(row, selectors):
                 label = row.get("label_file") or ""
                 pairs.append(

@@ -67,6 +67,11 @@ def staged_folder(out: str | Path, *, marker: str, overwrite: bool) -> Iterator[
         yield folder
         if out.exists():
             os.replace(out, aside / "old")
-        os.replace(folder, out)
+        try:
+            os.replace(folder, out)
+        except BaseException:
+            if (aside / "old").exists():  # neither the old nor the new may be lost
+                os.replace(aside / "old", out)
+            raise
     finally:
         shutil.rmtree(aside)

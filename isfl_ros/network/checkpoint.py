@@ -48,7 +48,7 @@ class ModelInfo:
 
 
 def save_model(directory: Path, network: nn.Module, info: ModelInfo, *, overwrite: bool = False) -> None:
-    """Writes a model folder; it appears whole or not at all.
+    """Writes a model folder. A new one appears whole or not at all; in an old one the two files are replaced one by one.
 
     Raises:
         InputError: the folder exists and ``overwrite`` is false.
@@ -98,7 +98,7 @@ def load_model(directory: str | Path) -> tuple[nn.Module, ModelInfo]:
             )
     document = _read_description(directory / DESCRIPTION)
     model = document["model"]
-    if model not in MODELS:
+    if not isinstance(model, str) or model not in MODELS:
         raise InputError(f"{directory / DESCRIPTION}: unknown model", expected=f"one of {', '.join(MODELS)}", got=repr(model))
     config_class, network_class = MODELS[model]
     config = config_from_dict(config_class, document["config"], f"{directory / DESCRIPTION}: config")

@@ -72,7 +72,7 @@ def config_from_dict(cls: type, values: dict, where: str):
     if not isinstance(values, dict):
         raise InputError(f"{where} is not a mapping", expected="keys and values", got=type(values).__name__)
     names = [field.name for field in dataclasses.fields(cls)]
-    unknown = sorted(set(values) - set(names))
+    unknown = sorted(set(values) - set(names), key=str)
     if unknown:
         raise InputError(f"{where} has unknown key {unknown[0]!r}", expected=f"one of {', '.join(names)}")
     return cls(**values)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 
 import torch
@@ -48,7 +47,7 @@ def read_release(path: str | Path) -> tuple[IsflNet, ModelInfo]:
         ours = _our_name(name)
         if ours is None:
             raise InputError(f"{path}: unknown tensor {name!r}", expected="the names of the authors' released checkpoint")
-        if ours.split(".")[-2] in ("query", "key", "value") and tensor.dim() == 4:
+        if ours.split(".")[-2] in ("query", "key", "value") and tensor.shape[2:] == (1, 1):
             tensor = tensor[:, :, 0, 0]  # a 1x1 convolution is a matrix here
         renamed[ours] = tensor
     check_tensors(renamed, network.state_dict(), str(path))
@@ -68,9 +67,14 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is unreadable as a checkpoint", got=str(error)) from error
+    try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise InputError(f"{path} is unreadable as a checkpoint", got=str(error).splitlines()[0]) from error
+    except Exception as error:  # a damaged pickle raises whatever its bytes happen to mean
+        raise InputError(
+            f"{path} is unreadable as a checkpoint", expected="a file of tensors and nothing else", got=type(error).__name__
+        ) from error
     for key in ("state_dict", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]

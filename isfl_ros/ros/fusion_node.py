@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 GRACE_S = 4.5
 """Time to stop in after a signal, a little less than launch waits before it gets rough (5 s)."""
 
+STARTUP_GRACE_S = 1.0
+"""The same while the node starts: nothing is lost then, and imports and weights can take long."""
+
 
 class StopRequest:
     """SIGINT and SIGTERM as something that can be asked for; use it as a context, in the main thread.
@@ -33,6 +36,8 @@ class StopRequest:
         self._finished = threading.Event()
         self._lock = threading.Lock()
         self._wake: Callable[[], None] | None = None
+        self.starting = True
+        """Set to False once there is something that deserves an orderly end."""
 
     @property
     def requested(self) -> bool:
@@ -48,8 +53,9 @@ class StopRequest:
         self._read, write = os.pipe()
         os.set_blocking(write, False)
         self._write = write
-        self._before = {s: signal.signal(s, lambda *_: None) for s in (signal.SIGINT, signal.SIGTERM)}
+        # the pipe first: a signal between the two would be taken and forgotten
         self._fd_before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        self._before = {s: signal.signal(s, lambda *_: None) for s in (signal.SIGINT, signal.SIGTERM)}
         self._thread = threading.Thread(target=self._watch, name="signals", daemon=True)
         self._thread.start()
         return self
@@ -58,9 +64,9 @@ class StopRequest:
         self._finished.set()
         if self.requested:
             return  # the process is ending: a second signal must not find Python's own handlers and their traceback
-        signal.set_wakeup_fd(self._fd_before)
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(self._fd_before)
         os.close(self._write)
         self._thread.join()
         os.close(self._read)
@@ -73,7 +79,10 @@ class StopRequest:
             if self._wake is not None:
                 self._wake()
         # A call that cannot be interrupted (an import, a kernel) must not turn a stop into a kill.
+        if self.starting and not self._finished.wait(STARTUP_GRACE_S):
+            leave(0)
         if not self._finished.wait(GRACE_S):
+            print(f"fusion_node: still busy {GRACE_S} s after the signal, left at once", file=sys.stderr)
             leave(0)
 
 
@@ -144,6 +153,7 @@ def _run(stop: StopRequest, make_pipeline: Callable[[PipelineConfig], FusionPipe
                     break
                 if transition() != TransitionCallbackReturn.SUCCESS:
                     return 2
+        stop.starting = False
         while not stop.requested:
             executor.spin_once(timeout_sec=1.0)
         node.trigger_shutdown()

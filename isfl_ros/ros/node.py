@@ -147,8 +147,9 @@ class FusionNode(LifecycleNode):
         self._worker.start()
         try:
             for stream in STREAMS:
-                self._infos[stream] = self._subscribe(CameraInfo, f"{stream}/camera_info", partial(self._on_info, stream))
-                self._images[stream] = self._subscribe(Image, f"{stream}/image_raw", partial(self._on_image, stream))
+                on_info, on_image = partial(self._on_info, stream), partial(self._on_image, stream)
+                self._infos[stream] = self._subscribe(CameraInfo, f"{stream}/camera_info", on_info)
+                self._images[stream] = self._subscribe(Image, f"{stream}/image_raw", on_image)
         except Exception as error:
             self._halt()
             return self._refuse("activate", f"{type(error).__name__}: {error}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -130,6 +131,8 @@ class LossConfig:
     """``reward`` (minus H, as printed) or ``penalise`` (plus H, "binary-like decisions" as the text says)."""
     entropy_weight: float = 1.0
     """Weight of the entropy inside R, relative to the distance to eta."""
+    stability: float = 0.0
+    """Weight of the term that opens gates where the picture stays the same under intervention; not in the paper."""
     beta: float = 0.05
     """Weight of the modal necessity (equation 9)."""
     necessity: str = "literal"
@@ -145,9 +148,17 @@ class LossConfig:
         _choice(self.entropy, "loss.entropy", ("pixel", "spatial", "off"))
         _choice(self.entropy_sign, "loss.entropy_sign", ("reward", "penalise"))
         _choice(self.necessity, "loss.necessity", ("literal", "contrast"))
+        for key, number in vars(self).items():
+            _require(not isinstance(number, float) or math.isfinite(number), f"loss.{key}", "a finite number", number)
         _require(1 <= self.structure_scales <= 6, "loss.structure_scales", "1 to 6", self.structure_scales)
         _require(0.0 < self.eta < 1.0, "loss.eta", "between 0 and 1", self.eta)
-        for key in ("intensity", "structure", "ssim", "target", "base", "fidelity", "alpha", "regularizer", "entropy_weight", "beta"):
+        _require(0.0 < self.structure_gain <= 4.0, "loss.structure_gain", "above 0, at most 4", self.structure_gain)
+        _require(self.necessity_margin >= 0.0, "loss.necessity_margin", ">= 0", self.necessity_margin)
+        _require(
+            any(getattr(self, key) > 0 for key in ("intensity", "structure", "ssim", "target", "base")),
+            "loss", "a weight above 0 for at least one term of the fused picture", "none",
+        )
+        for key in ("intensity", "structure", "ssim", "target", "base", "fidelity", "alpha", "regularizer", "entropy_weight", "stability", "beta"):
             _require(getattr(self, key) >= 0.0, f"loss.{key}", ">= 0", getattr(self, key))
 
 
@@ -168,7 +179,10 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         _choice(self.schedule, "optimizer.schedule", ("constant", "cosine"))
-        _require(self.lr > 0, "optimizer.lr", "> 0", self.lr)
+        _require(0.0 < self.lr <= 1.0, "optimizer.lr", "above 0, at most 1", self.lr)
+        _require(0.0 <= self.least_lr <= self.lr, "optimizer.least_lr", "0 to lr", self.least_lr)
+        _require(self.warmup_steps >= 0, "optimizer.warmup_steps", ">= 0", self.warmup_steps)
+        _require(0.0 <= self.clip_norm < float("inf"), "optimizer.clip_norm", "0 or more", self.clip_norm)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,6 +221,7 @@ class TrainingConfig:
         _choice(self.precision, "precision", ("fp32", "bf16"))
         _choice(self.batchnorm_update, "batchnorm_update", ("all", "original"))
         _require(self.steps >= 1, "steps", ">= 1", self.steps)
+        _require(self.seed >= 0, "seed", ">= 0", self.seed)
         _require(0.0 < self.batchnorm_freeze <= 1.0, "batchnorm_freeze", "above 0, at most 1", self.batchnorm_freeze)
         for key in ("checkpoint_every", "log_every", "validate_every"):
             _require(getattr(self, key) >= 1, key, ">= 1", getattr(self, key))
@@ -252,7 +267,7 @@ def read_config(path: str | Path) -> TrainingConfig:
         document = yaml.safe_load(path.read_text())
     except OSError as error:
         raise InputError(f"{path} cannot be read", got=error.strerror or str(error)) from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is no YAML", got=" ".join(str(error).split())) from error
     return parse_config(document, str(path))
 
@@ -271,6 +286,8 @@ def _typed(cls: type, values: dict, where: str):
             except ValueError:
                 raise InputError(f"{where}: {key} is no number", got=repr(value)) from None
         elif kind == "tuple[str, ...]" and isinstance(value, list):
+            if not all(isinstance(item, str) for item in value):
+                raise InputError(f"{where}: {key} has the wrong type", expected="a list of texts", got=repr(value))
             value = tuple(value)
         expected = {"float": float, "int": int, "bool": bool, "str": str, "tuple[str, ...]": tuple, "dict": dict}.get(kind)
         if expected and (not isinstance(value, expected) or (expected is int and isinstance(value, bool))):

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from isfl_ros.training.config import InterventionConfig
+from isfl_ros.errors import InputError
+from isfl_ros.training.config import VARIANTS, InterventionConfig
 from isfl_ros.training.data import sample_rng
 
 _STREAM_MASK = 2
@@ -50,7 +51,8 @@ def make_masks(
         return Masks(everything, torch.zeros_like(everything))
     if variant == "drop_visible":
         return Masks(torch.zeros_like(everything), everything)
-    rngs = [sample_rng(seed, step, sample, _STREAM_MASK) for sample in range(b)]
+    # The variant is part of the key: masks of two interventions in one step are independent draws.
+    rngs = [sample_rng(seed, step, sample, _STREAM_MASK, VARIANTS.index(variant)) for sample in range(b)]
     if variant == "identical":
         kept = ~_squares(config, rngs, h, w, device)
         return Masks(kept, kept)
@@ -80,6 +82,10 @@ def _complementary(config: InterventionConfig, rngs: list[np.random.Generator], 
 def _squares(config: InterventionConfig, rngs: list[np.random.Generator], h: int, w: int, device) -> Tensor:
     """Occluded pixels (B, 1, H, W): one to ``most_squares`` squares or disks within the allowed area."""
     size = config.square
+    if size * size > config.most_area * h * w:
+        raise InputError(
+            "interventions.square too large for the patch", expected=f"a square within {config.most_area:g} of {h}x{w}", got=f"{size} px"
+        )
     # The allowed area bounds the number drawn, so that no draw has to be rejected.
     most = max(1, min(config.most_squares, int(config.most_area * h * w / (size * size))))
     draws = np.zeros((len(rngs), most, 4), np.float32)  # top, left, present, disk

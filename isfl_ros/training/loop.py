@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Iterator
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
@@ -20,6 +21,7 @@ from tqdm import tqdm
 
 from isfl_ros.errors import InputError
 from isfl_ros.io.dataset import select_pairs
+from isfl_ros.io.staging import write_bytes
 from isfl_ros.network.checkpoint import ModelInfo, check_tensors, save_model
 from isfl_ros.network.model import IsflNet, mean_gate
 from isfl_ros.training.config import TrainingConfig
@@ -50,6 +52,8 @@ class Trainer:
         self.config, self.out, self.device = config, Path(out), torch.device(device)
         self._check_run_folder()
         torch.manual_seed(config.seed)
+        # Dying units leave gradients below the normal range, on which a CPU is many times slower.
+        torch.set_flush_denormal(True)
         self.network = IsflNet(config.network_config()).to(self.device, memory_format=torch.channels_last)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=config.optimizer.lr)
         self.objective = Objective(config.loss)
@@ -131,8 +135,9 @@ class Trainer:
         """
         if resume:
             self.load_newest_checkpoint()
-        (self.out / "config.json").write_text(json.dumps(dataclasses.asdict(self.config), indent=2) + "\n")
-        with SummaryWriter(str(self.out / "tensorboard"), purge_step=self.step) as writer:
+        write_bytes(self.out / "config.json", (json.dumps(dataclasses.asdict(self.config), indent=2) + "\n").encode())
+        # What was logged at the step of the checkpoint belongs to the part that is kept.
+        with SummaryWriter(str(self.out / "tensorboard"), purge_step=self.step + 1) as writer:
             with tqdm(total=self.config.steps, initial=self.step, unit="step", desc="training") as bar:
                 while self.step < self.config.steps:
                     terms = self.train_step()
@@ -219,6 +224,13 @@ class Trainer:
             _log.info("no checkpoint in %s: starting at step 0", self.out)
             return
         newest = found[-1]
+        try:
+            self._load_checkpoint(newest)
+        except (OSError, SafetensorError, KeyError) as error:
+            raise InputError(f"{newest} is damaged", got=str(error), do="remove it to continue from the one before") from error
+        _log.info("continuing from %s", newest)
+
+    def _load_checkpoint(self, newest: Path) -> None:
         weights = load_file(newest / "weights.safetensors", device=str(self.device))
         check_tensors(weights, self.network.state_dict(), str(newest))
         self.network.load_state_dict(weights)
@@ -230,8 +242,7 @@ class Trainer:
                 "exp_avg": torch.empty_like(parameter, requires_grad=False).copy_(moments[f"{name}.exp_avg"]),
                 "exp_avg_sq": torch.empty_like(parameter, requires_grad=False).copy_(moments[f"{name}.exp_avg_sq"]),
             }
-        self.step = json.loads((newest / "state.json").read_text())["step"]
-        _log.info("continuing from %s", newest)
+        self.step = _read_json(newest / "state.json")["step"]
 
     def _optimizer_tensors(self) -> dict[str, Tensor]:
         tensors = {}
@@ -241,10 +252,9 @@ class Trainer:
         return tensors
 
     def _check_run_folder(self) -> None:
-        self.out.mkdir(parents=True, exist_ok=True)
         path = self.out / "config.json"
         ours = json.loads(json.dumps(dataclasses.asdict(self.config)))
-        if path.exists() and json.loads(path.read_text()) != ours:
+        if path.exists() and _read_json(path) != ours:
             raise InputError(
                 f"{self.out} holds a run of another configuration", do="choose another --out or remove the folder"
             )
@@ -262,8 +272,15 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
     return rate
 
 
+def _read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path} is damaged", got=str(error), do="remove the folder it is in") from error
+
+
 def _load_sets(specs: tuple[str, ...], root: str | Path, what: str, limit: int | None) -> list[LoadedPair]:
-    pairs = [pair for spec in specs for pair in select_pairs(str(Path(root) / spec))[:limit]]
+    pairs = [pair for spec in specs for pair in select_pairs(spec, root=root)[:limit]]
     return load_pairs(pairs, what) if pairs else []
 
 

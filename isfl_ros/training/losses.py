@@ -71,6 +71,8 @@ class Objective:
             out["consistency"] = config.alpha * consistency
             if config.regularizer and original.gates:
                 out["gate"] = config.alpha * config.regularizer * self._gate_regularizer(original, variants)
+        if config.stability and original.gates and variants:
+            out["stability"] = config.stability * self._stability(original, variants)
         if config.beta:
             out["necessity"] = config.beta * variant_weight * self._necessity(original, variants)
         if config.fidelity:
@@ -135,7 +137,7 @@ class Objective:
         """R of equation 12."""
         passes = [original]
         if self.config.consistency_gates == "masked":
-            passes = [variants[name][1] for name in ("complementary", "identical") if name in variants] or passes
+            passes = [variants[name][1] for name in ("complementary", "identical") if name in variants]
         total = original.fused.new_zeros(())
         for output in passes:
             gate = mean_gate(output.gates, tuple(output.fused.shape[-2:]))
@@ -143,7 +145,19 @@ class Objective:
             if self.config.entropy != "off":
                 entropy = self.config.entropy_weight * gate_entropy(gate, self.config.entropy).mean()
                 total = total - entropy if self.config.entropy_sign == "reward" else total + entropy
-        return total
+        return total / max(1, len(passes))  # equation 11 has R once, however many gates it is taken from
+
+    def _stability(self, original: Output, variants: dict[str, tuple[Masks, Output]]) -> Tensor:
+        """Mean of gate times relative difference to the passes with something missing; only the gate gets a gradient.
+
+        Where the mean gate is held at eta, this opens it where the picture does not depend on what was taken away: the
+        meaning that the paper gives to the gate below equation 8. The first term of equation 11 asks the same, but its
+        weight is the difference itself, which shrinks to nothing long before the gate has moved.
+        """
+        gate = mean_gate(original.gates, tuple(original.fused.shape[-2:]))
+        difference = torch.stack([(output.fused - original.fused).detach().abs() for _, output in variants.values()]).mean(0)
+        relative = difference / difference.mean(dim=(1, 2, 3), keepdim=True).clamp(min=1e-6)
+        return (gate * relative).mean()
 
     def _necessity(self, original: Output, variants: dict[str, tuple[Masks, Output]]) -> Tensor:
         """Equation 13 in one of its two readings."""

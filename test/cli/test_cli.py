@@ -63,6 +63,7 @@ def test_fuse_keeps_resumes_and_overwrites(pairs, capsys):
     [
         (lambda d: (d / "vi" / "b.png").write_bytes(b"x"), (), "b.png is no readable picture"),
         (lambda d: write_png(d / "vi" / "b.png", np.zeros((64, 50, 3), np.uint8)), (), "differ in size.*48x64 and 50x64.*register"),
+        (lambda d: [write_png(d / m / "b.png", np.zeros((64, 20, 3) if m == "vi" else (64, 20), np.uint8)) for m in ("ir", "vi")], (), "b.png: picture too small"),
         (lambda d: (d / "ir").rename(d / "gone"), (), "ir is not a folder"),
         (lambda d: None, ("--model", "nope"), "no model 'nope'"),
         (lambda d: None, ("--threads", "-1"), "threads out of range"),
@@ -85,6 +86,28 @@ def test_colliding_output_names_are_refused(pairs, capsys):
         (pairs / folder / "b.png").rename(pairs / folder / "a_gate.png")
     assert fuse(pairs, "--gates") == 2 and "both write" in error_line(capsys)
     assert fuse(pairs) == 0
+
+
+def test_an_input_folder_is_never_written_into(pairs, capsys):
+    before = (pairs / "vi" / "a.png").read_bytes()
+    command = ["fuse", "--thermal", str(pairs / "ir"), "--rgb", str(pairs / "vi"), "--out", str(pairs / "vi"), "--overwrite"]
+    assert main(command) == 2 and "is an input folder" in error_line(capsys)
+    assert (pairs / "vi" / "a.png").read_bytes() == before
+
+
+@pytest.mark.parametrize("verb", ["fuse", "import-checkpoint", "demo", "evaluate"])
+def test_an_out_that_cannot_be_made_is_one_line(pairs, capsys, verb, request):
+    (pairs / "file").write_text("x")
+    out = ["--out", str(pairs / "file" / "below")]
+    arguments = {
+        "fuse": ["--thermal", str(pairs / "ir"), "--rgb", str(pairs / "vi")],
+        "demo": ["--rate", "5", "--seconds", "1"],
+        "evaluate": ["--data", str(pairs), "--baseline", "average"],
+    }
+    if verb == "import-checkpoint":
+        arguments[verb] = [str(request.getfixturevalue("reference_values") / "isfuse_release.safetensors")]
+    assert main([verb, *arguments[verb], *out]) == 2
+    assert f"isfl {verb}: error:" in error_line(capsys)
 
 
 def test_debug_shows_the_traceback(pairs):
@@ -110,6 +133,7 @@ def test_train_names_an_unknown_key_and_a_missing_set(tmp_path, capsys):
     assert "unknown key 'lozz'" in error_line(capsys) and not (tmp_path / "run").exists()
     assert main(["train", "vehicle", "--data", str(tmp_path), "--out", str(tmp_path / "run"), "--device", "cpu"]) == 2
     assert "MANIFEST.csv not found" in error_line(capsys)
+    assert not (tmp_path / "run").exists(), "nothing half-written"
     assert main(["train", "no-such", "--data", str(tmp_path), "--out", str(tmp_path / "run")]) == 2
 
 

@@ -116,6 +116,9 @@ def test_staged_folder_appears_whole_or_not_at_all(tmp_path):
     with staged_folder(out, marker="m", overwrite=True) as folder:
         (folder / "m").write_text("new")
     assert (out / "m").read_text() == "new" and [p.name for p in tmp_path.iterdir()] == ["out"]
+    with pytest.raises(OSError), staged_folder(out, marker="m", overwrite=True) as folder:
+        folder.rmdir()  # what is to be moved into place is gone
+    assert (out / "m").read_text() == "new", "the earlier result comes back"
     (out / "m").rename(out / "precious")
     with pytest.raises(InputError, match="was not written by this command"), staged_folder(out, marker="m", overwrite=True):
         pass

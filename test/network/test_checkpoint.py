@@ -103,6 +103,7 @@ def test_importer_refuses_what_it_does_not_know(reference_values, tmp_path):
     tensors = load_file(reference_values / "isfuse_release.safetensors")
     for change, message in (
         (lambda t: t.update({"cfi6.gate.0.weight": torch.zeros(1)}), "unknown tensor 'cfi6.gate.0.weight'"),
+        (lambda t: t.update({"cfi3.q_v.weight": torch.zeros(32, 32, 3, 3)}), "'integrators.2.visible.query.weight' does not fit"),
         (lambda t: t.pop("cfi3.q_v.bias"), "lacks tensor 'integrators.2.visible.query.bias'"),
     ):
         changed = dict(tensors)
@@ -119,6 +120,7 @@ def test_importer_reads_pth_without_unpickling_code(reference_values, tmp_path):
     from_safetensors, _ = read_release(reference_values / "isfuse_release.safetensors")
     for name, tensor in from_safetensors.state_dict().items():
         assert torch.equal(from_pth.state_dict()[name], tensor)
-    (tmp_path / "evil.pth").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
-    with pytest.raises(InputError, match="unreadable"):
-        read_release(tmp_path / "evil.pth")
+    for content in (b"cos\nsystem\n(S'true'\ntR.", b"", b"hello world", b"."):
+        (tmp_path / "bad.pth").write_bytes(content)
+        with pytest.raises(InputError, match="unreadable as a checkpoint"):
+            read_release(tmp_path / "bad.pth")

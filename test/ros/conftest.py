@@ -102,6 +102,7 @@ class NodeProcess:
             self.process.kill()
             self.process.wait()
         assert "Traceback" not in self.output
+        assert "left at once" not in self.output
 
 
 @pytest.fixture(scope="session")

@@ -177,6 +177,7 @@ def good(encoding: str = "rgb8") -> Image:
         ({"step": 0}, "step_smaller_than_row"),
         ({"step": 145}, "data_shorter_than_step_times_height"),
         ({"step": 2**32 - 1, "height": MAX_SIDE}, "data_shorter_than_step_times_height"),
+        ({"data": array("B", bytes(40 * 144 - 1))}, "data_shorter_than_step_times_height"),
         ({"data": array("B")}, "data_shorter_than_step_times_height"),
         ({"height": 41}, "data_shorter_than_step_times_height"),
     ],

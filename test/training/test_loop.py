@@ -196,6 +196,13 @@ def test_shipped_configurations_are_valid(name):
         ("steps: many", "steps has the wrong type"),
         ("interventions: {identical: 2}", "identical has the wrong type"),
         ("[1, 2]", "not a mapping"),
+        ("seed: -1", "seed out of range"),
+        ("data: {sets: [2024]}", "sets has the wrong type"),
+        ("loss: {intensity: 0, structure: 0}", "loss out of range"),
+        ("loss: {structure_gain: .nan}", "loss.structure_gain out of range"),
+        ("optimizer: {clip_norm: -1}", "optimizer.clip_norm out of range"),
+        ("optimizer: {warmup_steps: -3}", "optimizer.warmup_steps out of range"),
+        ("{1: 2, a: 3}", "unknown key 1"),
         ("a: [", "is no YAML"),
     ],
 )

@@ -163,6 +163,31 @@ def test_base_asks_for_the_mean_brightness_of_the_surroundings(scene):
     assert detail < 0.01, "detail is free"
 
 
+def test_regularizer_of_masked_gates_is_a_mean_over_the_passes(scene):
+    visible, infrared, original, variants = scene
+    objective = only(alpha=1.0, consistency_gates="masked", entropy="off")
+    both = float(objective.terms(*scene)["gate"])
+    each = [
+        float(objective.terms(visible, infrared, original, {name: variants[name]})["gate"])
+        for name in ("complementary", "identical")
+    ]
+    assert both == pytest.approx(sum(each) / 2, rel=1e-6)
+
+
+def test_stability_opens_gates_where_nothing_changes_and_moves_nothing_else(scene):
+    visible, infrared, original, variants = scene
+    fused = original.fused.clone().requires_grad_(True)
+    gate = torch.full((2, 1, *SIZE), 0.3, dtype=torch.float64, requires_grad=True)
+    changed = original.fused.clone()
+    changed[..., :10] += 0.5
+    pass_with_loss = {"drop_visible": (variants["drop_visible"][0], Output(changed, []))}
+    terms = only(stability=2.0).terms(visible, infrared, Output(fused, [gate]), pass_with_loss)
+    assert value(terms, "stability") == pytest.approx(0.6, rel=1e-6), "relative differences have the mean 1"
+    terms["stability"].backward()
+    assert fused.grad is None
+    assert float(gate.grad[..., :10].min()) > 0 and float(gate.grad[..., 10:].abs().max()) < 1e-9
+
+
 def test_entropies_at_their_ends():
     half = torch.full((1, 1, 8, 8), 0.5)
     assert float(losses.gate_entropy(half, "pixel").mean()) == pytest.approx(1.0)
