@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
+import math
 import os
 import signal
 import subprocess
@@ -17,7 +19,8 @@ HELP = "the main job with no camera: player, node and recorder over a real DDS g
 
 # Part of the rate that the pipeline alone sustains: player, recorder, transport and encoding share the same cores.
 _SHARE = 0.55
-_LEAST_FRAMES = 40
+_LEAST_PLAYED = 40
+_LEAST_FUSED = 30
 _START_SECONDS = 60.0
 _DRAIN_SECONDS = 30.0
 _SUMMARY = "summary.json"
@@ -33,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default=pipeline.model, help="model folder or shipped name (default: %(default)s)")
     parser.add_argument("--device", default=pipeline.device, choices=DEVICES, help="default: %(default)s")
     parser.add_argument("--rate", type=float, help="pairs a second; default: what this machine sustains, measured first")
-    parser.add_argument("--seconds", type=float, default=15.0, help=f"length of the drive, at least {_LEAST_FRAMES} pairs unless --rate is given (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=15.0, help=f"length of the drive, at least {_LEAST_PLAYED} pairs unless --rate is given (default: %(default)s)")
     parser.add_argument("--size", default="640x480", help="size of the night drive (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the night drive (default: %(default)s)")
     parser.add_argument("--out", default="demo_out", help="folder to write (default: %(default)s)")
@@ -45,10 +48,10 @@ def run(args: argparse.Namespace) -> int:
 
     out = Path(args.out).resolve()
     check_replaceable(out, marker=_SUMMARY, overwrite=args.overwrite)  # before a minute is spent on the drive
-    if args.seconds <= 0:
-        raise InputError("--seconds out of range", expected="> 0", got=str(args.seconds))
-    if args.rate is not None and args.rate <= 0:
-        raise InputError("--rate out of range", expected="> 0", got=str(args.rate))
+    for name, value in (("--seconds", args.seconds), ("--rate", args.rate)):
+        if value is not None and not 0.0 < value < math.inf:
+            raise InputError(f"{name} out of range", expected="above 0", got=str(value))
+    _require_matplotlib()
     width, height, available = _source(args)
     rate, frames, sustained = _pace(args, width, height)
     with staged_folder(out, marker=_SUMMARY, overwrite=args.overwrite) as folder:
@@ -67,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
             "rate_hz": rate,
             **summary,
         }
-        summary["problems"] = problems = check(summary)
+        summary["problems"] = problems = check(summary, least_fused=_LEAST_FUSED if args.rate is None else 1)
         summary["latency_ms"] = stage_latencies(summary["diagnostics"])
         (folder / _SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
         latency_plot(folder / "latency.png", summary, json.loads((folder / "record.json").read_text())["age_ms"])
@@ -78,9 +81,12 @@ def run(args: argparse.Namespace) -> int:
 def _source(args: argparse.Namespace) -> tuple[int, int, int | None]:
     """Width, height and number of the pairs to come, read from the first one; refuses a bad folder before anything starts."""
     if not args.pairs:
+        from isfl_ros.io.night_drive import NightDriveConfig
         from isfl_ros.io.sequences import parse_size
 
-        return (*parse_size(args.size), None)
+        width, height = parse_size(args.size)
+        NightDriveConfig(width=width, height=height, seed=args.seed)  # refuses what cannot be rendered
+        return width, height, None
     from isfl_ros.io.folders import find_dataset, read_rgb
 
     pairs = find_dataset(args.pairs)
@@ -104,7 +110,7 @@ def _pace(args: argparse.Namespace, width: int, height: int) -> tuple[float, int
     if args.rate is None:
         rate = min(30.0, round(_SHARE * sustained, 2))
         print(f"playing at {rate:g} Hz: player, recorder and transport share the machine")
-        return rate, max(_LEAST_FRAMES, round(args.seconds * rate)), sustained
+        return rate, max(_LEAST_PLAYED, round(args.seconds * rate)), sustained
     return args.rate, max(1, round(args.seconds * args.rate)), sustained
 
 
@@ -132,7 +138,7 @@ def _play(args: argparse.Namespace, aside: Path, rate: float, frames: int) -> di
         source = ["--pairs", args.pairs] if args.pairs else ["--size", args.size, "--seed", str(args.seed)]
         player = start(
             "isfl_ros.ros.pair_player", *source, "--rate", str(rate), "--frames", str(frames), "--wait", str(_START_SECONDS),
-            "--summary", str(aside / "played.json"),
+            "--listener", "fusion_recorder", "--summary", str(aside / "played.json"),
         )
         while player.poll() is None:
             for name, process in (("fusion node", node), ("recorder", recorder)):
@@ -170,16 +176,14 @@ def dds_environment() -> dict[str, str]:
     """Environment of the three processes: this machine only, a domain of their own, room for images in shared memory."""
     from isfl_ros.resources import shared_directory
 
-    environment = dict(os.environ)
     profile = str(shared_directory() / "config" / "fastdds_images.xml")
-    for key, value in {
+    # Set whatever the user's own are: played pictures must never reach a vehicle's live graph.
+    return dict(os.environ) | {
         "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
-        "ROS_DOMAIN_ID": str(30 + os.getpid() % 60),  # another demo beside this one must not be heard
+        "ROS_DOMAIN_ID": str(1 + os.getpid() % 101),
         "FASTDDS_DEFAULT_PROFILES_FILE": profile,
         "FASTRTPS_DEFAULT_PROFILES_FILE": profile,
-    }.items():
-        environment.setdefault(key, value)
-    return environment
+    }
 
 
 def _drain(log: Path) -> None:
@@ -222,7 +226,7 @@ def counts(diagnostics: dict[str, dict[str, str]]) -> dict[str, dict]:
     return streams
 
 
-def check(summary: dict) -> list[str]:
+def check(summary: dict, *, least_fused: int = 1) -> list[str]:
     """What does not add up, one sentence each; adds the accounting to the summary."""
     problems = []
     played = summary["played"]
@@ -234,8 +238,8 @@ def check(summary: dict) -> list[str]:
             problems.append(f"{name}: received {stream['received']}, but fused + dropped + pending = {accounted}")
         if stream["lost_in_transport"] < 0:
             problems.append(f"{name}: received {stream['received']} of {played} played")
-    if streams["rgb"]["fused"] == 0:
-        problems.append("nothing was fused: see node.log")
+    if streams["rgb"]["fused"] < least_fused:
+        problems.append(f"{streams['rgb']['fused']} pairs were fused, expected at least {least_fused}: see node.log")
     for key in ("stamps_not_of_the_reference", "frame_ids_not_of_the_reference"):
         if summary[key]:
             problems.append(f"{summary[key]} fused pictures with {key.replace('_', ' ')}")
@@ -263,6 +267,12 @@ def stage_latencies(diagnostics: dict[str, dict[str, str]]) -> dict[str, dict[st
         if ms:
             stages.setdefault(stage, {})[figure] = float(value)
     return stages
+
+
+def _require_matplotlib() -> None:
+    """Asked for before the drive, not after it."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise InputError("matplotlib is missing", do="install the package with its extra: pip install 'isfl_ros[demo]'")
 
 
 def latency_plot(path: Path, summary: dict, age_ms: list[float]) -> None:

@@ -23,6 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     import dataclasses
+    import importlib.util
+
+    if importlib.util.find_spec("tensorboard") is None:
+        raise InputError("tensorboard is missing", do="install the package with its extra: pip install 'isfl_ros[train]'")
 
     import torch
 

@@ -62,6 +62,7 @@ def save_model(directory: Path, network: nn.Module, info: ModelInfo, *, overwrit
         aside.chmod(0o755)  # mkdtemp makes it private
         tensors = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
         save_file(tensors, aside / WEIGHTS)
+        (aside / WEIGHTS).chmod(0o644)  # the library makes it private, and an install copies the mode
         document = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,

@@ -43,6 +43,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--frames", type=int, default=0, help="pairs to play; 0 plays until stopped, over and over")
     parser.add_argument("--loop-frames", type=int, default=60, help="length of the loop when --frames is 0 (default: %(default)s)")
     parser.add_argument("--wait", type=float, default=0.0, help="seconds to wait for subscribers of all topics; 0 does not wait")
+    parser.add_argument("--listener", help="node that must have subscribed to rgb/camera_info, too, before --wait is over")
     parser.add_argument("--summary", help="JSON file to write at the end: what was played")
     return parser.parse_args(argv)
 
@@ -73,16 +74,22 @@ class PairPlayer(Node):
         self._images = {s: self.create_publisher(Image, f"{s}/image_raw", qos) for s in FRAME_IDS}
         self._infos = {s: self.create_publisher(CameraInfo, f"{s}/camera_info", qos) for s in FRAME_IDS}
 
-    def wait_for_subscribers(self, seconds: float) -> list[str]:
+    def wait_for_subscribers(self, seconds: float, listener: str | None) -> list[str]:
         """Waits until every image topic has a reliable subscriber and every camera_info topic any.
 
+        Args:
+            seconds: how long.
+            listener: name of a node that must be among the subscribers of ``rgb/camera_info``.
+
         Returns:
-            Topics that still lack one when the time is over.
+            What is still missing when the time is over.
         """
         deadline = time.monotonic() + seconds
         while True:
             lacking = [p.topic_name for p in self._images.values() if not self._has_reliable_subscriber(p.topic_name)]
             lacking += [p.topic_name for p in self._infos.values() if p.get_subscription_count() == 0]
+            if listener and not self._is_heard_by(listener):
+                lacking.append(f"{self._infos['rgb'].topic_name} of {listener}")
             if not lacking or time.monotonic() >= deadline:
                 return lacking
             rclpy.spin_once(self, timeout_sec=0.1)
@@ -99,6 +106,12 @@ class PairPlayer(Node):
                 encoding = "mono16" if pixels.dtype == np.uint16 else "mono8"
             self._infos[stream].publish(camera_info(header, pixels.shape[1], pixels.shape[0], frame.camera_matrix))
             self._images[stream].publish(image_message(pixels, encoding=encoding, header=header))
+
+    def _is_heard_by(self, listener: str) -> bool:
+        publisher = self._infos["rgb"]
+        known = self.get_subscriptions_info_by_topic(publisher.topic_name)
+        # The graph knows a subscription before the writer is matched to it; only then does it get what is written.
+        return listener in {info.node_name for info in known} and publisher.get_subscription_count() >= len(known)
 
     def _has_reliable_subscriber(self, topic: str) -> bool:
         return any(
@@ -132,9 +145,9 @@ def main(args: list[str] | None = None) -> int:
     try:
         player = PairPlayer()
         if options.wait:
-            lacking = player.wait_for_subscribers(options.wait)
+            lacking = player.wait_for_subscribers(options.wait, options.listener)
             if lacking:
-                player.get_logger().warning(f"playing although nobody subscribes to {', '.join(lacking)}")
+                player.get_logger().warning(f"playing although there is no subscription to {', '.join(lacking)}")
         total = options.frames or None
         first = due = time.monotonic()
         with tqdm(total=total, desc="playing", unit="pair") as bar:

@@ -148,7 +148,8 @@ class Objective:
         return total / max(1, len(passes))  # equation 11 has R once, however many gates it is taken from
 
     def _stability(self, original: Output, variants: dict[str, tuple[Masks, Output]]) -> Tensor:
-        """Mean of gate times relative difference to the passes with something missing; only the gate gets a gradient.
+        """Mean of gate times (relative difference to the passes with something missing - 1): the covariance of the two.
+        Only the gate gets a gradient.
 
         Where the mean gate is held at eta, this opens it where the picture does not depend on what was taken away: the
         meaning that the paper gives to the gate below equation 8. The first term of equation 11 asks the same, but its
@@ -157,7 +158,7 @@ class Objective:
         gate = mean_gate(original.gates, tuple(original.fused.shape[-2:]))
         difference = torch.stack([(output.fused - original.fused).detach().abs() for _, output in variants.values()]).mean(0)
         relative = difference / difference.mean(dim=(1, 2, 3), keepdim=True).clamp(min=1e-6)
-        return (gate * relative).mean()
+        return (gate * (relative - 1.0)).mean()  # less its mean, so that it moves no gate on average
 
     def _necessity(self, original: Output, variants: dict[str, tuple[Masks, Output]]) -> Tensor:
         """Equation 13 in one of its two readings."""

@@ -137,7 +137,7 @@ def test_train_names_an_unknown_key_and_a_missing_set(tmp_path, capsys):
     assert main(["train", "no-such", "--data", str(tmp_path), "--out", str(tmp_path / "run")]) == 2
 
 
-@pytest.mark.parametrize("arguments", [["--size", "big"], ["--seconds", "0"], ["--rate", "-1"], ["--pairs", "nowhere"], ["--model", "nope"]])
+@pytest.mark.parametrize("arguments", [["--size", "big"], ["--seconds", "0"], ["--rate", "-1"], ["--rate", "nan"], ["--seconds", "inf"], ["--size", "50x50"], ["--pairs", "nowhere"], ["--model", "nope"]])
 def test_demo_refuses_bad_input_before_it_starts_anything(tmp_path, capsys, arguments):
     out = tmp_path / "demo"
     assert main(["demo", "--out", str(out), *arguments]) == 2

@@ -22,17 +22,9 @@ REAL = [sys.executable, "-m", "isfl_ros.ros.fusion_node"]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def ros_environment(tmp_path_factory):
-    """On this machine only, with the shipped profile, in which only the discovery is made quicker."""
-    shipped = (REPOSITORY / "config" / "fastdds_images.xml").read_text()
-    quicker = (
-        "<rtps><builtin><discovery_config><leaseAnnouncement><sec>0</sec><nanosec>500000000</nanosec>"
-        "</leaseAnnouncement></discovery_config></builtin>"
-    )
-    assert shipped.count("<rtps>") == 1
-    file = tmp_path_factory.mktemp("fastdds") / "profile.xml"
-    file.write_text(shipped.replace("<rtps>", quicker))
-    profile = str(file)
+def ros_environment():
+    """On this machine only, with the shipped profile."""
+    profile = str(REPOSITORY / "config" / "fastdds_images.xml")
     settings = {
         "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
         "FASTDDS_DEFAULT_PROFILES_FILE": profile,
