@@ -1,8 +1,8 @@
 # Everything goes into .venv, which the first target makes; later runs find it and start at once.
 PYTHON ?= python3
 VENV ?= .venv
-# Another build of torch (CUDA, another version) is chosen here: make demo TORCH=torch==2.11.0
-TORCH ?= torch==2.13.0
+# Another build of torch is chosen here, once: make setup TORCH=torch==2.11.0
+TORCH ?= $(or $(shell cat $(VENV)/.torch 2>/dev/null),torch==2.13.0)
 ARGS ?=
 
 BIN := $(VENV)/bin
@@ -20,8 +20,9 @@ setup: $(READY) ## install into .venv
 $(READY): setup.py
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 12) else "isfl_ros needs Python 3.10 to 3.12, this is %d.%d; pass PYTHON=python3.11, say" % v)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)" -e ".[ros,demo,train,test]"
-	@touch $@
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517 "$(TORCH)" -e ".[ros,demo,train,test]"
+	@test -x $(BIN)/isfl || { echo "the programs of isfl_ros were not installed into $(BIN)" >&2; exit 1; }
+	@rm -f $(VENV)/.ready-* && echo "$(TORCH)" > $(VENV)/.torch && touch "$@"
 
 demo: $(READY) ## the main job: player, fusion node, recorder; writes demo_out/
 	$(BIN)/isfl demo --out demo_out --overwrite $(ARGS)
@@ -33,8 +34,8 @@ test-all: $(READY) ## every test
 	$(BIN)/python -m pytest $(ARGS)
 
 $(COLCON_READY): $(READY)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[colcon]"
-	@touch $@
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517 -e ".[colcon]"
+	@touch "$@"
 
 colcon: $(COLCON_READY) ## build and test with colcon, then run the installed node
 	bash test/colcon_check.sh $(BIN)

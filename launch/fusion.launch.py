@@ -44,7 +44,7 @@ ARGUMENTS = [
     ),
     DeclareLaunchArgument("rviz", default_value="false", choices=YES_NO, description="Show inputs and result in rviz."),
     DeclareLaunchArgument(
-        "use_sim_time", default_value="false", choices=YES_NO, description="Take the time from /clock."
+        "use_sim_time", default_value="", choices=["", *YES_NO], description="Take the time from /clock; empty: params_file's."
     ),
     DeclareLaunchArgument(
         "log_level",
@@ -54,9 +54,9 @@ ARGUMENTS = [
     ),
     DeclareLaunchArgument(
         "autostart",
-        default_value="true",
-        choices=YES_NO,
-        description="Configure and activate at start; false leaves that to a lifecycle manager.",
+        default_value="",
+        choices=["", *YES_NO],
+        description="Configure and activate at start; false leaves that to a lifecycle manager; empty: params_file's.",
     ),
 ]
 
@@ -75,7 +75,8 @@ def generate_launch_description() -> LaunchDescription:
 def make_nodes(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     """The nodes, once the arguments have their values."""
     value = context.launch_configurations
-    parameters = {"use_sim_time": value["use_sim_time"] == "true", "autostart": value["autostart"] == "true"}
+    # What is not given stays with params_file.
+    parameters = {name: value[name] == "true" for name in ("use_sim_time", "autostart") if value[name]}
     parameters.update({name: value[name] for name in ("model", "device") if value[name]})
     remappings = []
     for stream in ("thermal", "rgb"):
@@ -101,7 +102,7 @@ def make_nodes(context: LaunchContext) -> list[LaunchDescriptionEntity]:
                 package="rviz2",
                 executable="rviz2",
                 arguments=["-d", str(RVIZ)],
-                parameters=[{"use_sim_time": parameters["use_sim_time"]}],
+                parameters=[{"use_sim_time": parameters.get("use_sim_time", False)}],
                 remappings=[(topic, absolute(value["namespace"], target)) for topic, target in shown.items()],
             )
         )

@@ -153,8 +153,7 @@ def _play(args: argparse.Namespace, aside: Path, rate: float, frames: int) -> di
     finally:
         for process in processes:
             if process.poll() is None:
-                process.kill()
-                process.wait()
+                stop(process)  # in good order: a killed participant leaves its shared memory behind
     played = json.loads((aside / "played.json").read_text())
     (aside / "played.json").unlink()
     record = json.loads((aside / "record.json").read_text())
@@ -178,9 +177,13 @@ def dds_environment() -> dict[str, str]:
 
     profile = str(shared_directory() / "config" / "fastdds_images.xml")
     # Set whatever the user's own are: played pictures must never reach a vehicle's live graph.
-    return dict(os.environ) | {
+    environment = {k: v for k, v in os.environ.items() if k not in ("ROS_DISCOVERY_SERVER", "ROS_STATIC_PEERS", "ROS_LOCALHOST_ONLY")}
+    taken = {"0", os.environ.get("ROS_DOMAIN_ID", "0")}
+    domain = next(d for d in (str(1 + (os.getpid() + k) % 101) for k in range(3)) if d not in taken)
+    return environment | {
         "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
-        "ROS_DOMAIN_ID": str(1 + os.getpid() % 101),
+        "ROS_DOMAIN_ID": domain,
+        "RMW_IMPLEMENTATION": "rmw_fastrtps_cpp",
         "FASTDDS_DEFAULT_PROFILES_FILE": profile,
         "FASTRTPS_DEFAULT_PROFILES_FILE": profile,
     }
@@ -189,17 +192,20 @@ def dds_environment() -> dict[str, str]:
 def _drain(log: Path) -> None:
     """Waits until the node has nothing pending any more, as its diagnostics say, twice in a row."""
     deadline = time.monotonic() + _DRAIN_SECONDS
-    seen: list[str] = []
+    before = len(_reports(log))  # only what is said from now on counts
     while time.monotonic() < deadline:
-        lines = [line for line in log.read_text().splitlines() if line.startswith("{")]
-        if len(lines) > len(seen):
-            seen = lines
-            last = [json.loads(line)["diagnostics"] for line in lines[-2:]]
-            if len(last) == 2 and counts(last[0]) == counts(last[1]) and all(
-                stream["pending"] == 0 for stream in counts(last[1]).values()
-            ):
-                return
+        last = [counts(report) for report in _reports(log)[before:][-2:]]
+        if len(last) == 2 and last[0] == last[1] and all(stream["pending"] == 0 for stream in last[1].values()):
+            return
         time.sleep(0.2)
+    print(f"the node still had work {_DRAIN_SECONDS:g} s after the last pair; stopping it", file=sys.stderr)
+
+
+def _reports(log: Path) -> list[dict]:
+    """Diagnostics that the recorder has printed so far; a line that is still being written is left out."""
+    text = log.read_text()
+    whole = text[: text.rfind("\n") + 1]
+    return [json.loads(line)["diagnostics"] for line in whole.splitlines() if line.startswith("{")]
 
 
 def stop(process: subprocess.Popen) -> int:
@@ -230,16 +236,28 @@ def check(summary: dict, *, least_fused: int = 1) -> list[str]:
     """What does not add up, one sentence each; adds the accounting to the summary."""
     problems = []
     played = summary["played"]
+    problems += [f"the player found no subscription to {topic}" for topic in summary["unheard_topics"]]
     summary["streams"] = streams = counts(summary["diagnostics"])
     for name, stream in streams.items():
         accounted = stream["fused"] + sum(stream["dropped"].values()) + stream["pending"]
         stream["lost_in_transport"] = played - stream["received"]
         if stream["received"] != accounted:
             problems.append(f"{name}: received {stream['received']}, but fused + dropped + pending = {accounted}")
+        if stream["pending"]:
+            problems.append(f"{name}: {stream['pending']} still pending at the end")
         if stream["lost_in_transport"] < 0:
             problems.append(f"{name}: received {stream['received']} of {played} played")
     if streams["rgb"]["fused"] < least_fused:
         problems.append(f"{streams['rgb']['fused']} pairs were fused, expected at least {least_fused}: see node.log")
+    # What the node published and the recorder did not get was lost behind the node: told, and no fault of the node's.
+    summary["lost_before_the_recorder"] = streams["rgb"]["fused"] - summary["recorded"]
+    if summary["lost_before_the_recorder"] < 0:
+        problems.append(f"recorded {summary['recorded']} pictures, {streams['rgb']['fused']} were fused")
+    for topic, found in summary["companions"].items():
+        if found["other_frame_id"]:
+            problems.append(f"{found['other_frame_id']} messages on {topic} with another frame_id than their picture")
+        if found["received"] == 0 and summary["recorded"]:
+            problems.append(f"nothing on {topic}")
     for key in ("stamps_not_of_the_reference", "frame_ids_not_of_the_reference"):
         if summary[key]:
             problems.append(f"{summary[key]} fused pictures with {key.replace('_', ' ')}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 
 from isfl_ros import __version__
@@ -39,6 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     module.add_arguments(parser)
     args = parser.parse_args(rest)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does: children stopped, nothing left aside
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         return module.run(args)

@@ -66,6 +66,11 @@ class Ledger:
             for ticket in self._close(tickets):
                 self._dropped[ticket.stream][reason] += 1
 
+    def is_open(self, *tickets: Ticket) -> bool:
+        """Whether none of these messages has met its fate yet."""
+        with self._lock:
+            return all(ticket._open for ticket in tickets)
+
     def snapshot(self) -> dict[str, StreamCounts]:
         """Counts of all streams at one instant."""
         with self._lock:

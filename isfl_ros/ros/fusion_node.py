@@ -156,7 +156,8 @@ def _run(stop: StopRequest, make_pipeline: Callable[[PipelineConfig], FusionPipe
         stop.starting = False
         while not stop.requested:
             executor.spin_once(timeout_sec=1.0)
-        node.trigger_shutdown()
+        if not node.finalized:
+            node.trigger_shutdown()
         if node.work_abandoned:
             leave(0)
         return 0

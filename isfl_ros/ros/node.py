@@ -94,8 +94,7 @@ class FusionNode(LifecycleNode):
         self._worker: LatestWorker[Job] | None = None
         self._images: dict[str, AdaptiveSubscription] = {}
         self._infos: dict[str, AdaptiveSubscription] = {}
-        self.work_abandoned = False
-        """A pair was still being fused when deactivation stopped waiting for it."""
+        self._abandoned: list[LatestWorker[Job]] = []
 
         self._past: deque[Past] = deque([Past(time.monotonic_ns(), self._ledger.snapshot(), 0)])
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
@@ -141,7 +140,11 @@ class FusionNode(LifecycleNode):
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Start the worker and subscribe."""
+        if self.work_abandoned:
+            # The pipeline serves one thread at a time.
+            return self._refuse("activate", "the pair that was being fused at deactivation is still not done; try again")
         result = super().on_activate(state)
+        self._processor.camera_info = None  # of an earlier session
         self._streams = {stream: StreamState() for stream in STREAMS}
         self._worker = LatestWorker(self._processor.process, self._processor.failed, name="fusion")
         self._worker.start()
@@ -153,6 +156,7 @@ class FusionNode(LifecycleNode):
         except Exception as error:
             self._halt()
             return self._refuse("activate", f"{type(error).__name__}: {error}")
+        self.get_logger().info("active: waiting for pairs")
         return result
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -175,6 +179,17 @@ class FusionNode(LifecycleNode):
         """Back to unconfigured after a transition that raised."""
         return self.on_shutdown(state)
 
+    @property
+    def finalized(self) -> bool:
+        """Whether a lifecycle manager has shut the node down already."""
+        return self._state_machine.current_state[1] == "finalized"
+
+    @property
+    def work_abandoned(self) -> bool:
+        """Whether a pair is still being fused for which deactivation stopped waiting."""
+        self._abandoned = [worker for worker in self._abandoned if worker.busy]
+        return bool(self._abandoned)
+
     def destroy_node(self) -> None:
         """Take the node out of the graph."""
         logging.getLogger("isfl_ros").removeHandler(self._log_handler)
@@ -194,7 +209,8 @@ class FusionNode(LifecycleNode):
         self._carry_out(self._matcher.reset("shutdown"))
         for job in self._worker.stop(STOP_TIMEOUT_S):
             self._ledger.drop("shutdown", *job.tickets)
-        self.work_abandoned = self._worker.busy
+        if self._worker.busy:
+            self._abandoned.append(self._worker)
         self._worker = None
         self._report(state="deactivating")
 

@@ -297,6 +297,10 @@ def settings_from(values: Mapping[str, object]) -> Settings:
     )
 
 
+_NOT_OURS = ("use_sim_time", "start_type_description_service", "qos_overrides.")
+"""Parameters that rclpy declares by itself."""
+
+
 def declare(node: Node) -> Settings:
     """Declare the table on `node`, take in what the user set, and return it.
 
@@ -304,6 +308,9 @@ def declare(node: Node) -> Settings:
         InputError: a value set by the user is refused.
         rclpy.exceptions.ParameterException: its type or range was refused by rclpy already.
     """
+    unknown = sorted(name for name in node._parameter_overrides if name not in BY_NAME and not name.startswith(_NOT_OURS))
+    if unknown:
+        raise InputError(f"unknown parameter {unknown[0]}", expected="one that docs/node.md lists", do="correct or remove it")
     for parameter in TABLE:
         node.declare_parameter(parameter.name, parameter.default, parameter.descriptor())
     return settings_from(values_of(node))

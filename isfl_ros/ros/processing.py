@@ -149,6 +149,8 @@ class PairProcessor:
             thermal_pixels, rgb_pixels, gate=self._outputs.needs_gate(wanted), stamp_s=stamp_ns * 1e-9
         )
         fused = time.monotonic_ns()
+        if not self._ledger.is_open(*job.tickets):
+            return  # given up while it was being fused: what comes of it now would be a stale picture
 
         header = Header(stamp=reference.header.stamp, frame_id=reference.header.frame_id)
         age_ms = (self._now_ns() - stamp_ns) * 1e-6
@@ -158,7 +160,7 @@ class PairProcessor:
             header=header,
             output_encoding=settings.output_encoding,
             gate_encoding=settings.gate_encoding,
-            camera_info=self.camera_info,
+            camera_info=self._camera_info_for(reference),
             status=_status(header, result, skew_ms=job.pair.skew_ns * 1e-6, age_ms=age_ms),
         )
         published = time.monotonic_ns()
@@ -176,6 +178,17 @@ class PairProcessor:
                 "age": age_ms,
             }
         )
+
+    def _camera_info_for(self, reference: Image) -> CameraInfo | None:
+        info = self.camera_info
+        if info is None or (info.width, info.height) in ((0, 0), (reference.width, reference.height)):
+            return info
+        self._log.warning(
+            "camera_info size",
+            f"camera_info is for {info.width}x{info.height}, the image is {reference.width}x{reference.height}:"
+            " ~/fused/camera_info is not published",
+        )
+        return None
 
     def failed(self, job: Job, error: Exception) -> None:
         """Account for a pair that `process` could not finish; the next one is tried all the same."""

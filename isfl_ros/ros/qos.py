@@ -75,8 +75,8 @@ class AdaptiveSubscription:
         offered = [publisher.qos_profile.reliability for publisher in self._publishers]
         current = None if self._subscription is None else self._subscription.qos_profile.reliability
         chosen = choose_reliability(self._requested, offered, current)
-        if not offered:
-            self.incompatible = None
+        if current is not None and all(reliability == current for reliability in offered):
+            self.incompatible = None  # whoever did not fit has gone or changed
         if chosen == current:
             return
         self.close()

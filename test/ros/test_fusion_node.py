@@ -262,8 +262,23 @@ def test_overload_shows_the_newest_and_never_queues(start_node, make_client, fak
     assert stamps == sorted(set(stamps)) and len(stamps) > 5
     ages = sorted(float(m.status[0].values[4].value) for m in client.received["fused/status"])
     assert client.received["fused/status"][0].status[0].values[4].key == "age_ms"
-    # one being fused and one waiting: two model times and the transport; with a queue the median would be 4.5 s
-    assert ages[len(ages) // 2] < 1000.0
+    # One input period (25 ms), one model time (100 ms), and slack for transport on a busy machine. A queue of four would
+    # be over it in every picture; a single slow moment of the machine is not what is tested.
+    assert ages[int(0.8 * len(ages))] < 25.0 + 100.0 + 275.0
+
+
+def test_an_unknown_parameter_is_refused_in_one_line(start_node):
+    node = start_node(parameters={"sync.slop": 20})
+    assert node.process.wait(60) == 2
+    assert "unknown parameter sync.slop" in node.output and "Traceback" not in node.output
+
+
+def test_shut_down_by_a_lifecycle_manager_and_then_by_a_signal(start_node, make_client):
+    node = start_node()
+    client = make_client(node)
+    client.wait_report(lambda r: r["fusion: processing"][2]["state"] == "active", "an active node")
+    assert client.transition("shutdown")
+    assert node.end(2) == 0 and "Traceback" not in node.output
 
 
 def test_best_effort_cameras_and_a_missing_one(start_node, make_client):

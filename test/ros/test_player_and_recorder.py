@@ -98,6 +98,9 @@ def summary(**changes):
         "stamps_not_of_the_reference": 0,
         "frame_ids_not_of_the_reference": 0,
         "exit_status": {"node": 0, "recorder": 0},
+        "unheard_topics": [],
+        "recorded": 7,
+        "companions": {"gate/image": {"received": 7, "other_frame_id": 0}},
     }
     return base | changes
 
@@ -113,7 +116,10 @@ def test_the_demo_checks_its_own_books():
     assert any("received 10 of 9 played" in p for p in check(summary(played=9)))
     assert any("stamps" in p for p in check(summary(stamps_not_of_the_reference=1)))
     assert any("status -9" in p for p in check(summary(exit_status={"node": -9, "recorder": 0})))
-    nothing = summary(diagnostics={})
+    assert any("no subscription to /a" in p for p in check(summary(unheard_topics=["/a"])))
+    assert any("recorded 8 pictures, 7 were fused" in p for p in check(summary(recorded=8)))
+    assert any("nothing on gate/image" in p for p in check(summary(companions={"gate/image": {"received": 0, "other_frame_id": 0}})))
+    nothing = summary(diagnostics={}, recorded=0)
     assert any("0 pairs were fused, expected at least 1" in p for p in check(nothing))
     assert any("7 pairs were fused, expected at least 30" in p for p in check(summary(), least_fused=30))
 
