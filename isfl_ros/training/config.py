@@ -154,10 +154,6 @@ class LossConfig:
         _require(0.0 < self.eta < 1.0, "loss.eta", "between 0 and 1", self.eta)
         _require(0.0 < self.structure_gain <= 4.0, "loss.structure_gain", "above 0, at most 4", self.structure_gain)
         _require(self.necessity_margin >= 0.0, "loss.necessity_margin", ">= 0", self.necessity_margin)
-        _require(
-            any(getattr(self, key) > 0 for key in ("intensity", "structure", "ssim", "target", "base")),
-            "loss", "a weight above 0 for at least one term of the fused picture", "none",
-        )
         for key in ("intensity", "structure", "ssim", "target", "base", "fidelity", "alpha", "regularizer", "entropy_weight", "stability", "beta"):
             _require(getattr(self, key) >= 0.0, f"loss.{key}", ">= 0", getattr(self, key))
 
@@ -225,6 +221,10 @@ class TrainingConfig:
         _require(0.0 < self.batchnorm_freeze <= 1.0, "batchnorm_freeze", "above 0, at most 1", self.batchnorm_freeze)
         for key in ("checkpoint_every", "log_every", "validate_every"):
             _require(getattr(self, key) >= 1, key, ">= 1", getattr(self, key))
+        terms = ("intensity", "structure", "ssim", "target", "base")
+        _require(
+            any(getattr(self.loss, key) > 0 for key in terms), "loss", "a weight above 0 for at least one term of the fused picture", "none"
+        )
         self.network_config()
 
     def network_config(self) -> IsflConfig:
