@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from sensor_msgs.msg import Image
+from sensor_msgs.msg import CameraInfo, Image
 
 from isfl_ros.pipeline import FusionResult, PipelineConfig
 from isfl_ros.ros.accounting import Ledger
@@ -65,7 +65,9 @@ class Bench:
             settings=settings_from({p.name: p.default for p in PARAMETERS} | {"reference": reference}),
             now_ns=lambda: 12 * SECOND,
             log=SimpleNamespace(
-                info=lambda cause, text: self.said.append(cause), error=lambda cause, text: self.said.append(cause)
+                info=lambda cause, text: self.said.append(cause),
+                warning=lambda cause, text: self.said.append(cause),
+                error=lambda cause, text: self.said.append(cause),
             ),
         )
 
@@ -95,11 +97,37 @@ def test_without_a_subscriber_nothing_is_computed():
 def test_only_what_is_subscribed_is_published_and_the_gate_only_where_it_shows(name):
     bench = Bench()
     bench.subscribed.add(name)
-    bench.processor.camera_info = SimpleNamespace(header=None)
+    bench.processor.camera_info = CameraInfo(width=50, height=40)
     bench.processor.process(bench.job())
     assert bench.sent == [name]
     assert bench.pipeline.asked == [(name in ("gate", "overlay", "side_by_side"), 11.0)]
     assert bench.outcome() == (1, {}, 0)
+
+
+def test_a_pair_given_up_while_it_is_fused_is_not_published():
+    bench = Bench()
+    bench.subscribed.update(TABLE)
+    job = bench.job()
+    fuse = bench.pipeline.fuse
+
+    def given_up_meanwhile(*args, **kwargs):
+        bench.ledger.drop("shutdown", *job.tickets)
+        return fuse(*args, **kwargs)
+
+    bench.pipeline.fuse = given_up_meanwhile
+    bench.processor.process(job)
+    assert bench.sent == [], "it would pass for a fresh picture"
+    assert bench.outcome() == (0, {"shutdown": 1}, 0)
+
+
+@pytest.mark.parametrize(("size", "published"), [((50, 40), True), ((0, 0), True), ((100, 80), False)])
+def test_calibration_of_another_size_is_not_published(size, published):
+    bench = Bench()
+    bench.subscribed.update(("fused", "camera_info"))
+    bench.processor.camera_info = CameraInfo(width=size[0], height=size[1])
+    bench.processor.process(bench.job())
+    assert set(bench.sent) == ({"fused", "camera_info"} if published else {"fused"})
+    assert bench.said == ([] if published else ["camera_info size"])
 
 
 def test_a_model_without_gates_is_never_asked_for_one():

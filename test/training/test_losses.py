@@ -50,7 +50,7 @@ def scene():
 
 def value(terms, name):
     assert set(terms) == {name}, "every other term is switched off"
-    return float(terms[name])
+    return float(terms[name].detach())
 
 
 def test_intensity(scene):
