@@ -323,7 +323,7 @@ def test_incompatible_qos_is_named_and_a_clock_reset_restarts_the_pairing(start_
             message = Clock()
             message.clock.sec = seconds
             clock.publish(message)
-        client.poll(lambda: False, 0.2)
+            client.poll(lambda: False, 0.2)  # /clock has depth 1: two in a row are one, and no jump
         return client.counts(client.reports[-1])[3].get("time_jump") == 1
 
     client.wait(dropped, "the drop")
