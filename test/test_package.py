@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -86,3 +87,33 @@ def test_no_pickled_weights_and_no_lenient_loading():
         assert "strict=False" not in text, path
         assert "torch.save(" not in text, path
         assert "torch.load(" not in text or "weights_only=True" in text, path
+
+
+def test_links_of_the_documents_lead_somewhere():
+    for document in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+@pytest.mark.parametrize("folder", sorted(p.parent for p in ROOT.glob("models/*/model.json")), ids=lambda p: p.name)
+def test_shipped_models_load_and_have_a_card(folder):
+    from isfl_ros.network.checkpoint import load_model
+
+    network, info = load_model(folder)
+    assert sum(p.numel() for p in network.parameters()) <= 240_000
+    card = (folder / "CARD.md").read_text()
+    assert info.recipe in card and str(info.training["steps"]) in card and f"{info.training['pairs']} real pairs" in card
+
+
+def test_the_project_speaks_of_itself_alone():
+    """No machine paths and no hosts of package registries in anything that is shipped."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    words = re.compile(r"/work/|/root/|/home/\w|pypi\.org|files\.pythonhosted|download\.pytorch")
+    for name in listed.stdout.split():
+        path = ROOT / name
+        if path.suffix in (".png", ".safetensors") or path == Path(__file__).resolve() or not path.is_file():
+            continue
+        found = words.search(path.read_text(errors="replace"))
+        assert not found, f"{name}: {found[0]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 import shutil
@@ -14,6 +15,7 @@ import yaml
 from torch import nn
 
 from isfl_ros.errors import InputError
+from isfl_ros.io.dataset import select_pairs
 from isfl_ros.network.checkpoint import load_model
 from isfl_ros.resources import shared_directory
 from isfl_ros.training.config import DataConfig, parse_config, read_config
@@ -183,6 +185,19 @@ def test_shipped_configurations_are_valid(name):
     c = read_config(shared_directory() / "config" / "train" / f"{name}.yaml")
     assert c.recipe == name and c.data.sets
     assert not any("llvip" in s for s in c.data.sets), "LLVIP's terms forbid shipping weights trained on it"
+
+
+@pytest.mark.parametrize("name", ["vehicle", "vehicle-cpu", "paper-text", "release"])
+def test_patches_of_shipped_configurations_fit_the_pairs_and_spare_the_test_sets(real_data, name):
+    with (real_data / "MANIFEST.csv").open(newline="") as file:
+        rows = {real_data / row["ir_file"]: row for row in csv.DictReader(file)}
+    c = read_config(shared_directory() / "config" / "train" / f"{name}.yaml")
+    used = [rows[pair.thermal] for spec in c.data.sets for pair in select_pairs(spec, root=real_data)]
+    assert min(int(row[side]) for row in used for side in ("width", "height")) >= c.data.patch
+    assert not {"tno", "tno_extra", "m3fd", "llvip_train", "llvip_test"} & {row["set"] for row in used}
+    assert not [row["name"] for row in used if row["set"] == "m3svd" and row["name"].startswith(("0111_1716", "0111_1803"))]
+    held_out = {pair.thermal for pair in select_pairs("MANIFEST.csv:set=msrs_test,outside=00130..01190", root=real_data)}
+    assert len(held_out) == 80 and not held_out & {real_data / row["ir_file"] for row in used}
 
 
 @pytest.mark.parametrize(
