@@ -120,3 +120,28 @@ def test_the_nodes_it_makes(launch_module):
 )
 def test_camera_info_lies_beside_the_images(launch_module, topic, expected):
     assert launch_module.beside(topic, "camera_info") == expected
+
+
+def test_the_demo_adds_a_player_to_the_fusion_launch(launch_module):
+    from launch import LaunchContext
+    from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription
+
+    spec = importlib.util.spec_from_file_location("demo_launch", LAUNCH_FILE.with_name("demo.launch.py"))
+    demo = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(demo)
+    assert demo.FUSION == LAUNCH_FILE
+    entities = demo.generate_launch_description().entities
+    assert any(isinstance(entity, IncludeLaunchDescription) for entity in entities)
+    context = LaunchContext()
+    for entity in entities:
+        if isinstance(entity, DeclareLaunchArgument):
+            assert entity.description
+            entity.execute(context)
+    (player,) = demo.make_player(context)
+    assert (player.node_package, player.node_executable) == ("isfl_ros", "pair_player")
+
+
+def test_the_demo_launch_compiles_and_is_installed():
+    demo = LAUNCH_FILE.with_name("demo.launch.py")
+    compile(demo.read_text(), str(demo), "exec")
+    assert '*shared("launch")' in (SHARED / "setup.py").read_text()
