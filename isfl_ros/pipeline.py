@@ -179,14 +179,14 @@ class FusionPipeline:
         if valid is not None:
             fused_luma[~valid] = 0
         result_rgb = join_chroma(fused_luma, chroma, valid=rgb_valid)
-        visible8 = join_chroma(luma, None) if chroma is None else rgb
+        thermal8, visible8 = to_uint8(infrared), join_chroma(luma, None) if chroma is None else rgb
         done = time.perf_counter()
         return FusionResult(
             luma=fused_luma,
             rgb=result_rgb,
             gate=gate_picture,
             valid=valid,
-            thermal8=to_uint8(infrared),
+            thermal8=thermal8,
             visible8=visible8,
             valid_fraction={"thermal": _fraction(thermal_valid), "rgb": _fraction(rgb_valid)},
             stages_ms={

@@ -236,7 +236,7 @@ class Trainer:
         self.network.load_state_dict(weights)
         moments = load_file(newest / "optimizer.safetensors", device=str(self.device))
         for name, parameter in self.network.named_parameters():
-            # .clone gives the parameter's own strides back: a channels-last weight keeps its order of summation.
+            # empty_like has the parameter's own strides: a channels-last weight keeps its order of summation.
             self.optimizer.state[parameter] = {
                 "step": moments[f"{name}.step"].cpu(),
                 "exp_avg": torch.empty_like(parameter, requires_grad=False).copy_(moments[f"{name}.exp_avg"]),

@@ -6,6 +6,7 @@ Pictures are (B, 1, H, W) float32 in [0, 1]; norms are means over pixels, so tha
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +37,11 @@ class Output:
 
     fused: Tensor
     gates: list[Tensor]
+
+    @cached_property
+    def gate(self) -> Tensor:
+        """Mean gate at the size of the picture, (B, 1, H, W); several terms want it, one computation serves them."""
+        return mean_gate(self.gates, tuple(self.fused.shape[-2:]))
 
 
 class Objective:
@@ -124,10 +130,9 @@ class Objective:
                 continue
             masks, output = variants[name]
             difference = (output.fused - original.fused).abs()
-            gates = original.gates if self.config.consistency_gates == "original" else output.gates
-            if gates:
-                weight = mean_gate(gates, tuple(difference.shape[-2:]))
-                difference = difference * (weight.detach() if self.config.consistency_detach else weight)
+            chosen = original if self.config.consistency_gates == "original" else output
+            if chosen.gates:
+                difference = difference * (chosen.gate.detach() if self.config.consistency_detach else chosen.gate)
             if self.config.consistency_region == "both_valid":
                 difference = difference * (masks.visible & masks.infrared)
             total = total + difference.mean()
@@ -140,7 +145,7 @@ class Objective:
             passes = [variants[name][1] for name in ("complementary", "identical") if name in variants]
         total = original.fused.new_zeros(())
         for output in passes:
-            gate = mean_gate(output.gates, tuple(output.fused.shape[-2:]))
+            gate = output.gate
             total = total + (gate.mean(dim=(1, 2, 3)) - self.config.eta).abs().mean()
             if self.config.entropy != "off":
                 entropy = self.config.entropy_weight * gate_entropy(gate, self.config.entropy).mean()
@@ -155,10 +160,9 @@ class Objective:
         meaning that the paper gives to the gate below equation 8. The first term of equation 11 asks the same, but its
         weight is the difference itself, which shrinks to nothing long before the gate has moved.
         """
-        gate = mean_gate(original.gates, tuple(original.fused.shape[-2:]))
         difference = torch.stack([(output.fused - original.fused).detach().abs() for _, output in variants.values()]).mean(0)
         relative = difference / difference.mean(dim=(1, 2, 3), keepdim=True).clamp(min=1e-6)
-        return (gate * (relative - 1.0)).mean()  # less its mean, so that it moves no gate on average
+        return (original.gate * (relative - 1.0)).mean()  # less its mean, so that it moves no gate on average
 
     def _necessity(self, original: Output, variants: dict[str, tuple[Masks, Output]]) -> Tensor:
         """Equation 13 in one of its two readings."""
