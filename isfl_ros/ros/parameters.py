@@ -102,7 +102,7 @@ TABLE: tuple[Parameter, ...] = (
     Parameter(
         name="attention",
         default=_PIPELINE.attention,
-        description="Implementation of the pooled cross-attention; auto takes the fastest one that runs on the device.",
+        description="Implementation of the pooled cross-attention; auto takes the exact one with the least arithmetic.",
         choices=ATTENTION_CHOICES,
     ),
     Parameter(

@@ -61,7 +61,8 @@ class InterventionConfig:
     drop_visible: bool = True
     """The whole visible picture missing (equation 4)."""
     per_step: int = 0
-    """Interventions drawn at random in a step; 0 takes all. Their terms are scaled so that the expected loss stays."""
+    """Interventions drawn at random in a step; 0 takes all. Sums over them are scaled, so that their
+    expectation stays."""
     square: int = 16
     """Side of an occluding square in pixels."""
     most_squares: int = 6
