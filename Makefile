@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(subst /,_,$(TORCH))
 COLCON_READY := $(VENV)/.colcon-ready
 
-.PHONY: help setup demo test test-all colcon clean
+.PHONY: help setup demo test test-all test-kernels colcon clean
 
 help: ## this text
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -20,7 +20,7 @@ setup: $(READY) ## install into .venv
 $(READY): setup.py
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 12) else "isfl_ros needs Python 3.10 to 3.12, this is %d.%d; pass PYTHON=python3.11, say" % v)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517 "$(TORCH)" -e ".[ros,demo,train,test]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517 "$(TORCH)" -e ".[ros,openvino,triton,demo,train,test]"
 	@test -x $(BIN)/isfl || { echo "the programs of isfl_ros were not installed into $(BIN)" >&2; exit 1; }
 	@rm -f $(VENV)/.ready-* && echo "$(TORCH)" > $(VENV)/.torch && touch "$@"
 
@@ -28,10 +28,13 @@ demo: $(READY) ## the main job: player, fusion node, recorder; writes demo_out/
 	$(BIN)/isfl demo --out demo_out --overwrite $(ARGS)
 
 test: $(READY) ## the tests, without those marked slow
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow and not kernels" $(ARGS)
 
 test-all: $(READY) ## every test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -m "not kernels" $(ARGS)
+
+test-kernels: $(READY) ## compile every kernel for every chip, width and grid; ISFL_TEST_DEVICE=cuda runs them on a GPU
+	$(BIN)/python -m pytest test/ops -rA $(ARGS)
 
 $(COLCON_READY): $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517 -e ".[colcon]"

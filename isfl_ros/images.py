@@ -92,6 +92,16 @@ class GainControl:
         Raises:
             InputError: other shape or dtype, or no stamp where one is needed.
         """
+        black, white, valid = self.limits(raw, valid=valid, stamp_s=stamp_s)
+        return normalise(raw, black, white, valid=valid), valid
+
+    def limits(
+        self, raw: np.ndarray, *, valid: np.ndarray | None = None, stamp_s: float | None = None
+    ) -> tuple[float, float, np.ndarray | None]:
+        """What :func:`normalise` needs for this picture: the values of ``raw`` that become 0 and 1, and the mask.
+
+        Arguments and errors are those of :meth:`apply`.
+        """
         if raw.ndim != 2 or raw.dtype not in (np.uint8, np.uint16, np.float32):
             raise InputError(
                 "thermal picture of unsupported kind",
@@ -103,16 +113,9 @@ class GainControl:
             if not finite.all():
                 valid = finite if valid is None else finite & valid
         if raw.dtype == np.uint8:
-            picture = raw.astype(np.float32) * np.float32(1.0 / 255.0)
-        else:
-            low, high = self._limits_for(raw, valid, stamp_s)
-            # Counts are compared in float64 once, at the two limits; the picture itself needs float32 only.
-            a, b = self._to_counts(low), self._to_counts(high)
-            picture = (raw.astype(np.float32) - np.float32(a)) * np.float32(1.0 / (b - a))
-            np.clip(picture, 0.0, 1.0, out=picture)
-        if valid is not None:
-            picture[~valid] = 0.0
-        return picture, valid
+            return 0.0, 255.0, valid
+        low, high = self._limits_for(raw, valid, stamp_s)
+        return self._to_counts(low), self._to_counts(high), valid
 
     def _to_counts(self, value: float) -> float:
         return (value - self.config.offset) / self.config.scale
@@ -124,7 +127,7 @@ class GainControl:
         counts = raw if valid is None else raw[valid]
         if counts.size == 0:
             return self._limits or (config.offset, config.offset + config.scale)
-        low, high = np.percentile(counts, (config.low_percentile, config.high_percentile))
+        low, high = _percentiles(counts, (config.low_percentile, config.high_percentile))
         # A flat picture has no contrast to stretch: one count is the least range.
         high = max(high, low + 1.0) if raw.dtype == np.uint16 else max(high, low + 1e-6 * max(1.0, abs(low)))
         limits = (low * config.scale + config.offset, high * config.scale + config.offset)
@@ -137,6 +140,58 @@ class GainControl:
             limits = tuple(weight * old + (1.0 - weight) * new for old, new in zip(self._limits, limits))
         self._limits, self._stamp_s = limits, stamp_s
         return limits
+
+
+def _percentiles(counts: np.ndarray, percents: tuple[float, ...]) -> list[float]:
+    """Linear percentiles, as ``numpy.percentile``; 16-bit counts by histogram, which is several times as fast."""
+    if counts.dtype != np.uint16:
+        return [float(value) for value in np.percentile(counts, percents)]
+    below = np.cumsum(np.bincount(counts.ravel(), minlength=1))
+
+    def of_rank(rank: int) -> float:
+        return float(np.searchsorted(below, rank, side="right"))
+
+    values = []
+    for percent in percents:
+        position = percent / 100.0 * (counts.size - 1)
+        rank = int(position)
+        low = of_rank(rank)
+        values.append(low + (position - rank) * (of_rank(min(rank + 1, counts.size - 1)) - low))
+    return values
+
+
+def normalise(raw: np.ndarray, black: float, white: float, *, valid: np.ndarray | None = None) -> np.ndarray:
+    """Maps ``black`` to 0 and ``white`` to 1, clipped; exactly 0 where invalid, whatever was there (NaN too).
+
+    Args:
+        raw: (H, W) uint8, uint16 or float32.
+        black, white: different values of ``raw``; computed in float64, applied in float32.
+        valid: (H, W) bool, or None when every pixel is valid.
+
+    Returns:
+        (H, W) float32 in [0, 1].
+    """
+    picture = (raw.astype(np.float32) - np.float32(black)) * np.float32(1.0 / (white - black))
+    np.clip(picture, 0.0, 1.0, out=picture)
+    if valid is not None:
+        picture[~valid] = 0.0
+    return picture
+
+
+def normalise_tensor(raw: Tensor, black: Tensor, per_unit: Tensor, valid: Tensor) -> Tensor:
+    """:func:`normalise` on a device, to the bit.
+
+    Args:
+        raw: (H, W) uint8, int16 (the bits of uint16 counts) or float32.
+        black, per_unit: float32 scalars, the latter 1 / (white - black).
+        valid: (H, W) bool.
+
+    Returns:
+        (H, W) float32 in [0, 1].
+    """
+    values = (raw.to(torch.int32) & 0xFFFF) if raw.dtype == torch.int16 else raw
+    picture = ((values.to(torch.float32) - black) * per_unit).clamp(0.0, 1.0)
+    return mask_invalid(picture, valid)
 
 
 def split_luma(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
@@ -179,9 +234,52 @@ def join_chroma(luma: np.ndarray, chroma: np.ndarray | None, *, valid: np.ndarra
     return cv2.cvtColor(cv2.merge((luma, chroma[:, :, 0], chroma[:, :, 1])), cv2.COLOR_YCrCb2RGB)
 
 
+# BT.601 in OpenCV's 14-bit fixed point, so that a device gives the bytes that the CPU gives.
+_SHIFT, _HALF = 14, 1 << 13
+_LUMA = (4899, 9617, 1868)  # of R, G, B
+_CR, _CB = 11682, 9241  # of R - Y, B - Y
+_RED, _GREEN_CR, _GREEN_CB, _BLUE = 22987, -11698, -5636, 29049
+
+
+def luma_tensor(rgb: Tensor) -> Tensor:
+    """Luma of :func:`split_luma` on a device, to the bit: (H, W, 3) uint8 RGB to (H, W) int32, 0 to 255."""
+    red, green, blue = rgb.to(torch.int32).unbind(-1)
+    return (_LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue + _HALF) >> _SHIFT
+
+
+def recolour_tensor(fused: Tensor, rgb: Tensor, luma: Tensor, valid: Tensor) -> Tensor:
+    """:func:`join_chroma` after :func:`split_luma` on a device, to the bit.
+
+    Args:
+        fused: (H, W) uint8 fused luma.
+        rgb: (H, W, 3) uint8 RGB, the visible picture.
+        luma: (H, W) int32, its luma.
+        valid: (H, W) bool, where it is valid; chroma is neutral elsewhere.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+    """
+    red, _, blue = rgb.to(torch.int32).unbind(-1)
+    neutral = torch.zeros((), dtype=torch.int32, device=rgb.device)
+    cr = torch.where(valid, (((red - luma) * _CR + _HALF) >> _SHIFT).clamp(-NEUTRAL_CHROMA, 255 - NEUTRAL_CHROMA), neutral)
+    cb = torch.where(valid, (((blue - luma) * _CB + _HALF) >> _SHIFT).clamp(-NEUTRAL_CHROMA, 255 - NEUTRAL_CHROMA), neutral)
+    y = fused.to(torch.int32)
+    channels = (
+        y + ((_RED * cr + _HALF) >> _SHIFT),
+        y + ((_GREEN_CR * cr + _GREEN_CB * cb + _HALF) >> _SHIFT),
+        y + ((_BLUE * cb + _HALF) >> _SHIFT),
+    )
+    return torch.stack(channels, dim=-1).clamp(0, 255).to(torch.uint8)
+
+
 def to_uint8(picture: np.ndarray) -> np.ndarray:
     """Rounds a picture in [0, 1] to 8 bits, clipped; shape kept."""
     return np.clip(np.rint(picture * 255.0), 0, 255).astype(np.uint8)
+
+
+def to_uint8_tensor(picture: Tensor) -> Tensor:
+    """:func:`to_uint8` on a device, to the bit."""
+    return (picture * 255.0).round().clamp(0, 255).to(torch.uint8)
 
 
 def mask_invalid(picture: Tensor, valid: Tensor | None) -> Tensor:

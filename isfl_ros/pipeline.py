@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from dataclasses import dataclass, field
@@ -11,17 +12,15 @@ import numpy as np
 import torch
 
 from isfl_ros import __version__
-from isfl_ros.device import DEVICES, choose_device
+from isfl_ros.backends import make_backend
+from isfl_ros.backends.choice import IMPLEMENTATION_CHOICES, PRECISION_CHOICES, choose
+from isfl_ros.backends.frame import Backend, RawFrame
+from isfl_ros.device import DEVICES
 from isfl_ros.errors import InputError
-from isfl_ros.images import GainControl, GainControlConfig, join_chroma, split_luma, to_uint8
+from isfl_ros.images import GainControl, GainControlConfig, join_chroma, normalise, to_uint8
 from isfl_ros.network.checkpoint import load_model
 from isfl_ros.network.config import MINIMUM_SIZE
-from isfl_ros.network.model import for_inference, mean_gate
-from isfl_ros.ops.pooled_cross_attention import IMPLEMENTATIONS, choose_implementation
 from isfl_ros.resources import resolve_model
-
-ATTENTION_CHOICES = ("auto", *IMPLEMENTATIONS)
-
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineConfig:
@@ -31,8 +30,10 @@ class PipelineConfig:
     """A model folder, or the name of a shipped model."""
     device: str = DEVICES[0]
     """``auto``, ``cpu`` or ``cuda``."""
-    attention: str = ATTENTION_CHOICES[0]
-    """Implementation of the pooled cross-attention: ``auto`` or one by name."""
+    implementation: str = IMPLEMENTATION_CHOICES[0]
+    """Who computes the network: ``auto``, or by name ``reference``, ``folded``, ``triton`` (CUDA), ``openvino`` (CPU)."""
+    precision: str = PRECISION_CHOICES[0]
+    """``auto``, ``fp32``, ``tf32``, ``fp16`` or ``bf16``."""
     threads: int = 0
     """CPU threads of torch, for the whole process; 0 leaves torch's choice."""
     gain: GainControlConfig = field(default_factory=GainControlConfig)
@@ -51,24 +52,42 @@ class FusionResult:
     """(H, W) float32 in [0, 1], mean gate of the scales; None when not asked for or the model has none."""
     valid: np.ndarray | None
     """(H, W) bool, where at least one modality is valid; None: everywhere."""
-    thermal8: np.ndarray
-    """(H, W) uint8 thermal picture after gain control, as the network saw it."""
-    visible8: np.ndarray
-    """(H, W, 3) uint8 RGB visible picture as it came in; black when the modality is missing."""
     valid_fraction: dict[str, float]
     """Part of valid pixels, 0 to 1, of ``thermal`` and ``rgb``."""
     stages_ms: dict[str, float]
     """Milliseconds of ``preprocess``, ``network`` and ``postprocess``."""
+    device: str
+    """``cpu`` or ``cuda``: where this picture was fused."""
+    frame: RawFrame = field(repr=False)
+    """What was fused."""
+
+    @functools.cached_property
+    def thermal8(self) -> np.ndarray:
+        """(H, W) uint8 thermal picture after gain control, as the network saw it; made when first asked for."""
+        frame = self.frame
+        if frame.thermal is None:
+            return np.zeros(frame.size, np.uint8)
+        return to_uint8(normalise(frame.thermal, frame.black, frame.white, valid=frame.thermal_valid))
+
+    @functools.cached_property
+    def visible8(self) -> np.ndarray:
+        """(H, W, 3) uint8 RGB visible picture as it came in; black when the modality is missing."""
+        rgb = self.frame.rgb
+        if rgb is None:
+            return np.zeros((*self.frame.size, 3), np.uint8)
+        return rgb if rgb.ndim == 3 else join_chroma(rgb, None)
 
 
 class FusionPipeline:
     """Loads a model once and fuses pairs. Not thread-safe: one caller at a time.
 
-    A thread that calls :meth:`fuse` has denormal numbers flushed to zero from then on: they add nothing to a picture and
-    cost a CPU many times the cycles.
+    A thread that calls :meth:`fuse` has denormal numbers flushed to zero from then on (on the CPU).
+
+    When CUDA fails, the CPU finishes the picture and goes on (:class:`~isfl_ros.backends.fallback.FallbackBackend`);
+    ``description`` and each result's ``device`` say so.
 
     Raises:
-        InputError: on construction, when model, device or implementation is unknown or unreadable.
+        InputError: on construction, when model, device, implementation or precision is unknown, unreadable or impossible.
     """
 
     def __init__(self, config: PipelineConfig):
@@ -77,48 +96,47 @@ class FusionPipeline:
             raise InputError("threads out of range", expected="0 (torch's choice) or more", got=str(config.threads))
         if config.threads:
             torch.set_num_threads(config.threads)
-        directory = resolve_model(config.model)
-        network, self.info = load_model(directory)
-        device = choose_device(config.device)
-        attention = choose_implementation(config.attention, device.device)
-        self._device = torch.device(device.device)
-        self._network = for_inference(network).to(self._device)
-        self._network.set_attention(attention.implementation)
+        network, self.info = load_model(resolve_model(config.model))
+        self._plan = choose(config.device, config.implementation, config.precision, network)
         self._gain = GainControl(config.gain)
         self.has_gates: bool = network.has_gates
-        self.description: dict[str, str] = {
+        self._backend: Backend | None = make_backend(self._plan, network)
+        self._about = {
             "model": self.info.name,
             "architecture": self.info.architecture,
             "recipe": self.info.recipe,
             "gates": "yes" if self.has_gates else "no",
-            "device": device.device,
-            "device_reason": device.reason,
-            "attention": attention.implementation,
-            "attention_reason": attention.reason,
-            "precision": "fp32",
+            **vars(self._plan),
             "threads": str(torch.get_num_threads()),
             "isfl_ros": __version__,
             "torch": torch.__version__,
             "opencv": cv2.__version__,
         }
 
+    @property
+    def description(self) -> dict[str, str]:
+        """What runs where and why, for people; ``device`` and its reason change when a device fails or comes back."""
+        trouble = None if self._backend is None else self._backend.trouble
+        return self._about if trouble is None else self._about | {"device": "cpu", "device_reason": trouble}
+
     def set_gain(self, gain: GainControlConfig) -> None:
         """Changes the gain control from the next picture on."""
         self._gain = GainControl(gain)
 
     def warm_up(self, height: int, width: int) -> None:
-        """Runs two frames of a size, so that the first real one finds memory and primitives ready."""
-        self._run_blank(height, width, 2)
+        """Runs two frames of a size, with and without gates, so that the first real one finds memory and primitives ready."""
+        self._run_blank(height, width, 1, gate=False)
+        self._run_blank(height, width, 1, gate=True)
 
     def measure(self, height: int, width: int, frames: int = 5) -> float:
         """Median seconds of a frame of a size, gates included, after one that is not counted."""
-        return statistics.median(self._run_blank(height, width, frames + 1)[1:])
+        return statistics.median(self._run_blank(height, width, frames + 1, gate=True)[1:])
 
     def close(self) -> None:
         """Frees the network and, on CUDA, its memory. The pipeline cannot be used afterwards."""
-        self._network = None
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+        if self._backend is not None:
+            self._backend.close()
+        self._backend = None
 
     def fuse(
         self,
@@ -142,72 +160,46 @@ class FusionPipeline:
         Raises:
             InputError: both are missing, sizes differ or are below 32 pixels, or a kind is unsupported.
         """
-        if self._network is None:
+        if self._backend is None:
             raise InputError("the pipeline is closed", do="make a new one")
         start = time.perf_counter()
-        torch.set_flush_denormal(True)  # a property of the calling thread
-        shape = check_pair(thermal, rgb, thermal_valid, rgb_valid)
-        if thermal is None:
-            infrared, thermal_valid = np.zeros(shape, np.float32), np.zeros(shape, bool)
-        else:
-            infrared, thermal_valid = self._gain.apply(thermal, valid=thermal_valid, stamp_s=stamp_s)
-        if rgb is None:
-            luma, chroma, rgb_valid = np.zeros(shape, np.uint8), None, np.zeros(shape, bool)
-        else:
-            luma, chroma = split_luma(rgb)
-        visible = luma.astype(np.float32) * np.float32(1.0 / 255.0)
-        prepared = time.perf_counter()
-
-        with torch.inference_mode():
-            fused, gates = self._network(
-                self._tensor(visible),
-                self._tensor(infrared),
-                valid_visible=self._tensor(rgb_valid),
-                valid_infrared=self._tensor(thermal_valid),
-                return_gates=True,
-            )
-            gate_picture = None
-            if gate and gates:
-                gate_picture = mean_gate(gates, shape)[0, 0].cpu().numpy()
-            fused_picture = fused[0, 0].cpu().numpy()
-        computed = time.perf_counter()
-
-        valid = None
-        if thermal_valid is not None and rgb_valid is not None:
-            valid = thermal_valid | rgb_valid
-        fused_luma = to_uint8(fused_picture)
-        if valid is not None:
-            fused_luma[~valid] = 0
-        result_rgb = join_chroma(fused_luma, chroma, valid=rgb_valid)
-        thermal8, visible8 = to_uint8(infrared), join_chroma(luma, None) if chroma is None else rgb
-        done = time.perf_counter()
+        check_pair(thermal, rgb, thermal_valid, rgb_valid)
+        black, white = 0.0, 255.0
+        if thermal is not None:
+            black, white, thermal_valid = self._gain.limits(thermal, valid=thermal_valid, stamp_s=stamp_s)
+        frame = RawFrame(
+            thermal=thermal,
+            black=black,
+            white=white,
+            thermal_valid=None if thermal is None else thermal_valid,
+            rgb=rgb,
+            rgb_valid=None if rgb is None else rgb_valid,
+        )
+        gained = time.perf_counter()
+        fused = self._backend.fuse(frame, gate=gate)
+        stages = dict(fused.stages_ms)
+        stages["preprocess"] += 1e3 * (gained - start)
         return FusionResult(
-            luma=fused_luma,
-            rgb=result_rgb,
-            gate=gate_picture,
-            valid=valid,
-            thermal8=thermal8,
-            visible8=visible8,
-            valid_fraction={"thermal": _fraction(thermal_valid), "rgb": _fraction(rgb_valid)},
-            stages_ms={
-                "preprocess": 1e3 * (prepared - start),
-                "network": 1e3 * (computed - prepared),
-                "postprocess": 1e3 * (done - computed),
+            luma=fused.luma,
+            rgb=fused.rgb,
+            gate=fused.gate,
+            valid=_valid_somewhere(frame),
+            valid_fraction={
+                "thermal": _fraction(frame.thermal, frame.thermal_valid),
+                "rgb": _fraction(frame.rgb, frame.rgb_valid),
             },
+            stages_ms=stages,
+            device=fused.device,
+            frame=frame,
         )
 
-    def _tensor(self, picture: np.ndarray | None) -> torch.Tensor | None:
-        if picture is None:
-            return None
-        return torch.from_numpy(np.ascontiguousarray(picture))[None, None].to(self._device)
-
-    def _run_blank(self, height: int, width: int, frames: int) -> list[float]:
+    def _run_blank(self, height: int, width: int, frames: int, *, gate: bool) -> list[float]:
         thermal = np.full((height, width), 90, np.uint8)
         rgb = np.full((height, width, 3), 60, np.uint8)
         seconds = []
         for _ in range(frames):
             start = time.perf_counter()
-            self.fuse(thermal, rgb, gate=True)
+            self.fuse(thermal, rgb, gate=gate)
             seconds.append(time.perf_counter() - start)
         return seconds
 
@@ -245,5 +237,19 @@ def check_pair(
     return height, width
 
 
-def _fraction(valid: np.ndarray | None) -> float:
+def _fraction(picture: np.ndarray | None, valid: np.ndarray | None) -> float:
+    if picture is None:
+        return 0.0
     return 1.0 if valid is None else float(valid.mean())
+
+
+def _valid_somewhere(frame: RawFrame) -> np.ndarray | None:
+    """(H, W) bool, where at least one modality is valid; None: everywhere."""
+    masks = [
+        valid
+        for picture, valid in ((frame.thermal, frame.thermal_valid), (frame.rgb, frame.rgb_valid))
+        if picture is not None
+    ]
+    if any(mask is None for mask in masks):
+        return None
+    return np.logical_or.reduce(masks)

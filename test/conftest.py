@@ -5,10 +5,22 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import pytest
-import torch
+# Fused kernels are tested in Triton's interpreter, or on a GPU with ISFL_TEST_DEVICE=cuda. Triton reads the variable when
+# it is imported, so it is set before anything here can import it.
+KERNEL_DEVICE = os.environ.get("ISFL_TEST_DEVICE", "cpu")
+if KERNEL_DEVICE == "cpu":
+    os.environ["TRITON_INTERPRET"] = "1"
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def kernel_device() -> str:
+    """Where the tests of fused kernels put their tensors."""
+    return KERNEL_DEVICE
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from isfl_ros.errors import InputError
-from isfl_ros.images import GainControl, GainControlConfig, join_chroma, mask_invalid, split_luma, to_uint8
+from isfl_ros.images import (
+    GainControl,
+    GainControlConfig,
+    _percentiles,
+    join_chroma,
+    mask_invalid,
+    split_luma,
+    to_uint8,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -137,3 +145,11 @@ def test_masked_pixels_become_exact_zero():
     out = mask_invalid(picture, valid)
     assert (out[0, 0, 2] == 0).all() and torch.equal(out[0, 0, 3], picture[0, 0, 3])
     assert mask_invalid(picture, None) is picture
+
+
+def test_histogram_percentiles_are_numpy_s():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        counts = rng.integers(0, rng.integers(1, 65536), rng.integers(1, 500)).astype(np.uint16)
+        percents = tuple(sorted(rng.uniform(0, 100, 2)))
+        np.testing.assert_allclose(_percentiles(counts, percents), np.percentile(counts, percents), rtol=1e-12, atol=1e-9)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from isfl_ros.backends.choice import openvino_is_installed
 from isfl_ros.errors import InputError
 from isfl_ros.images import GainControl, GainControlConfig, split_luma, to_uint8
 from isfl_ros.network.checkpoint import load_model
@@ -106,18 +107,76 @@ def test_unusable_pictures_are_refused(pipeline, t, v, message):
         pipeline.fuse(t, v)
 
 
-@pytest.mark.parametrize("name", ["auto", "reference", "folded"])
-def test_the_attention_asked_for_is_reported_and_runs(name, monkeypatch):
+@pytest.mark.parametrize("name", ["auto", "reference", "folded", "openvino"])
+def test_the_implementation_asked_for_is_reported_and_runs(name, monkeypatch):
+    """Spies on all of them; OpenVINO's own spy replaces the network it would compile, so torch must stay silent after it."""
     from isfl_ros.ops import pooled_cross_attention as op
 
-    ran = set()
-    for key, function in list(op.IMPLEMENTATIONS.items()):
-        monkeypatch.setitem(op.IMPLEMENTATIONS, key, lambda *a, _k=key, _f=function: (ran.add(_k), _f(*a))[1])
-    p = FusionPipeline(PipelineConfig(device="cpu", attention=name))
+    ran = []
+
+    def spy(key, function):
+        return lambda *a, **k: (ran.append(key), function(*a, **k))[1]
+
+    if name == "openvino" and not openvino_is_installed():
+        pytest.skip("OpenVINO is an optional dependency: pip install openvino")
+    if openvino_is_installed():
+        from isfl_ros.backends.openvino_network import OpenVinoNetwork
+
+        monkeypatch.setattr(OpenVinoNetwork, "__call__", spy("openvino", OpenVinoNetwork.__call__))
+    p = FusionPipeline(PipelineConfig(device="cpu", implementation=name))
+    monkeypatch.setitem(op.IMPLEMENTATIONS, "reference", spy("reference", op.IMPLEMENTATIONS["reference"]))
+    for key, function in list(op.FOLDED_IMPLEMENTATIONS.items()):
+        monkeypatch.setitem(op.FOLDED_IMPLEMENTATIONS, key, spy(key, function))
     p.fuse(thermal(), rgb())
-    assert ran == {p.description["attention"]}
-    assert name == "auto" or ran == {name}
-    assert p.description["attention_reason"] and p.description["device_reason"]
+    assert set(ran) == {p.description["implementation"]}
+    assert name == "auto" or set(ran) == {name}
+    assert all(p.description[f"{key}_reason"] for key in ("device", "implementation", "precision"))
+
+
+@pytest.mark.parametrize("name", ["reference", "folded", "openvino"])
+def test_all_implementations_give_one_picture(name):
+    if name == "openvino" and not openvino_is_installed():
+        pytest.skip("OpenVINO is an optional dependency: pip install openvino")
+    t, v = thermal(), rgb()
+    wanted = FusionPipeline(PipelineConfig(device="cpu", implementation="folded")).fuse(t, v, gate=True)
+    got = FusionPipeline(PipelineConfig(device="cpu", implementation=name)).fuse(t, v, gate=True)
+    assert np.abs(got.luma.astype(int) - wanted.luma).max() <= 1  # a value between two grey levels may round either way
+    np.testing.assert_allclose(got.gate, wanted.gate, atol=1e-5)
+
+
+def test_a_failing_device_is_reported_and_the_cpu_goes_on(monkeypatch):
+    """The device is pretended: its backend runs out of memory at the second picture."""
+    from isfl_ros import backends, pipeline as module
+    from isfl_ros.backends.choice import Plan
+    from isfl_ros.backends.fallback import FallbackBackend
+    from isfl_ros.backends.host import HostBackend
+
+    made = []
+
+    class Device(HostBackend):
+        def fuse(self, frame, *, gate):
+            if made:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+            made.append(1)
+            return super().fuse(frame, gate=gate)
+
+    def make(plan, network):
+        on_cpu = lambda: backends.make_backend(backends.choose("cpu", "folded", "auto", network), network)  # noqa: E731
+        return FallbackBackend(lambda: Device(on_cpu()._network), on_cpu)
+
+    monkeypatch.setattr(module, "make_backend", make)
+    reasons = {f"{key}_reason": "pretended" for key in ("device", "implementation", "precision")}
+    monkeypatch.setattr(
+        module, "choose", lambda *a: Plan(device="cuda", implementation="folded", precision="fp32", **reasons)
+    )
+    p = FusionPipeline(PipelineConfig())
+    t, v = thermal(), rgb()
+    first = p.fuse(t, v)
+    assert p.description["device"] == "cuda"
+    second = p.fuse(t, v)
+    np.testing.assert_array_equal(first.luma, second.luma)
+    assert second.device == "cpu" and p.description["device"] == "cpu"
+    assert "out of memory" in p.description["device_reason"]
 
 
 def test_unknown_names_are_refused():
@@ -142,7 +201,7 @@ def test_fuses_where_ros_and_triton_cannot_be_imported():
 import sys
 class Refuse:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("rclpy", "triton", "sensor_msgs", "cv_bridge", "message_filters", "matplotlib", "tensorboard"):
+        if name.split(".")[0] in ("rclpy", "triton", "openvino", "sensor_msgs", "cv_bridge", "message_filters", "matplotlib", "tensorboard"):
             raise ImportError(f"{name} is refused")
 sys.meta_path.insert(0, Refuse())
 import numpy as np
@@ -150,7 +209,8 @@ import isfl_ros.pipeline as p
 pipeline = p.FusionPipeline(p.PipelineConfig(device="cpu"))
 result = pipeline.fuse(np.full((40, 50), 9, np.uint8), np.full((40, 50, 3), 9, np.uint8), gate=True)
 assert result.luma.shape == (40, 50) and result.gate.shape == (40, 50)
-assert not {"rclpy", "triton"} & set(sys.modules)
+assert not {"rclpy", "triton", "openvino"} & set(sys.modules)
+assert pipeline.description["implementation"] == "folded" and "pip install openvino" in pipeline.description["implementation_reason"]
 print("fused")
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)

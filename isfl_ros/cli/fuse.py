@@ -11,9 +11,10 @@ HELP = "fuse folders of thermal and visible pictures"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from isfl_ros.backends.choice import IMPLEMENTATION_CHOICES, PRECISION_CHOICES
     from isfl_ros.device import DEVICES
     from isfl_ros.images import GAIN_MODES, GainControlConfig
-    from isfl_ros.pipeline import ATTENTION_CHOICES, PipelineConfig
+    from isfl_ros.pipeline import PipelineConfig
 
     gain, pipeline = GainControlConfig(), PipelineConfig()
     parser.add_argument("--thermal", required=True, help="folder of thermal pictures, 8- or 16-bit")
@@ -24,8 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gates", action="store_true", help="also write <stem>_gate.png")
     parser.add_argument("--device", default=pipeline.device, choices=DEVICES, help="default: %(default)s")
     parser.add_argument(
-        "--attention", default=pipeline.attention, choices=ATTENTION_CHOICES, help="default: %(default)s"
+        "--implementation", default=pipeline.implementation, choices=IMPLEMENTATION_CHOICES, help="default: %(default)s"
     )
+    parser.add_argument("--precision", default=pipeline.precision, choices=PRECISION_CHOICES, help="default: %(default)s")
     parser.add_argument("--threads", type=int, default=pipeline.threads, help="CPU threads; 0 leaves torch's choice")
     parser.add_argument(
         "--agc-mode",
@@ -70,12 +72,22 @@ def run(args: argparse.Namespace) -> int:
             raise InputError(f"{pair.thermal}: {error}") from error
     gain = GainControlConfig(mode=args.agc_mode, low=args.agc_low, high=args.agc_high)
     pipeline = FusionPipeline(
-        PipelineConfig(model=args.model, device=args.device, attention=args.attention, threads=args.threads, gain=gain)
+        PipelineConfig(
+            model=args.model,
+            device=args.device,
+            implementation=args.implementation,
+            precision=args.precision,
+            threads=args.threads,
+            gain=gain,
+        )
     )
     if args.gates and not pipeline.has_gates:
         raise InputError(f"model {args.model} has no gates", do="leave out --gates")
     d = pipeline.description
-    print(f"model {d['model']} on {d['device']} ({d['device_reason']}), attention {d['attention']} ({d['attention_reason']})")
+    print(
+        f"model {d['model']} on {d['device']} ({d['device_reason']}), {d['implementation']} ({d['implementation_reason']}),"
+        f" {d['precision']} ({d['precision_reason']})"
+    )
     for pair in tqdm(todo, desc="fusing", unit="pair"):
         result = pipeline.fuse(*read_pair(pair), gate=args.gates)
         paths = outputs(pair.stem)

@@ -8,7 +8,7 @@ import signal
 import sys
 
 from isfl_ros import __version__
-from isfl_ros.cli import demo, evaluate, fuse, import_checkpoint, train
+from isfl_ros.cli import benchmark, demo, evaluate, fuse, import_checkpoint, train
 from isfl_ros.errors import InputError
 
 # Verb modules import torch, matplotlib and the like only when they run, so that `isfl --help` is quick.
@@ -17,6 +17,7 @@ _VERBS = {
     "fuse": fuse,
     "train": train,
     "evaluate": evaluate,
+    "benchmark": benchmark,
     "import-checkpoint": import_checkpoint,
 }
 

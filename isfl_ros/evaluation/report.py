@@ -157,13 +157,13 @@ def markdown(summary: Mapping[str, dict], models: Mapping[str, ModelReport]) -> 
     if models:
         height, width = COMPLEXITY_SIZE
         rows = [f"## Models at {width}x{height}", ""]
-        rows.append("| model | parameters | GMAC | median latency (ms) | device | attention |")
+        rows.append("| model | parameters | GMAC | median latency (ms) | device | implementation |")
         rows.append("|---|--:|--:|--:|---|---|")
         for name, model in models.items():
             cost, about = model.complexity, model.description
             rows.append(
                 f"| {name} | {cost.parameters:,} | {cost.macs / 1e9:.2f} | {cost.latency_ms:.1f} "
-                f"| {about['device']} | {about['attention']} |"
+                f"| {about['device']} | {about['implementation']} |"
             )
         parts.append("\n".join(rows))
     return "\n\n".join(parts) + "\n"

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 from isfl_ros.network.config import IsflConfig
 from isfl_ros.network.layers import ConvNormAct
-from isfl_ros.ops.pooled_cross_attention import Projections, pooled_cross_attention
+from isfl_ros.ops.gated_blend import GateWeights, PreparedWeights, gated_blend, prepare_weights
+from isfl_ros.ops.pooled_cross_attention import (
+    FoldedProjections,
+    Projections,
+    attend_folded,
+    fold_projections,
+    pooled_cross_attention,
+)
 
 
 class ModalityProjection(nn.Module):
@@ -40,37 +49,84 @@ class Gate(nn.Module):
     def forward(self, complementary: Tensor) -> Tensor:
         return torch.sigmoid(self.layers(complementary))
 
+    def prepared(self, dtype: torch.dtype) -> PreparedWeights | None:
+        """Weights as the fused operation takes them; None for the single convolution, which it does not have."""
+        if len(self.layers) == 1:
+            return None
+        hidden, point = self.layers[0].conv, self.layers[1]
+        weights = GateWeights(
+            conv_weight=hidden.weight,
+            conv_bias=hidden.bias,
+            point_weight=point.weight.reshape(-1),
+            point_bias=point.bias,
+        )
+        return prepare_weights(weights, dtype, hidden.weight.device)
+
 
 class Cfi(nn.Module):
     """Attention between the modalities, gate, blend, refinement, at one scale.
 
     ``forward(visible, infrared)``: features (B, C, H, W) each; returns the integrated feature (B, C, H, W) and the gate
-    (B, 1, H, W). ``attention`` names the implementation of the operation (see :mod:`isfl_ros.ops`).
+    (B, 1, H, W). ``implementation`` names who computes it: ``reference``, ``folded`` or ``triton``
+    (:mod:`isfl_ros.ops`). With ``triton`` the gate and the blend are fused too once :meth:`prepare` was called; in
+    training the gate needs the statistics of its batch between its two convolutions and stays in torch.
     """
 
     def __init__(self, config: IsflConfig):
         super().__init__()
         self.grid = config.grid
-        self.attention = "folded"
+        self.implementation = "folded"
         self.visible = ModalityProjection(config.width)
         self.infrared = ModalityProjection(config.width)
         self.gate = Gate(config)
         self.refine = ConvNormAct(config.width, config.width) if config.refine else nn.Identity()
+        self._prepared: _Prepared | None = None
 
     def forward(self, visible: Tensor, infrared: Tensor) -> tuple[Tensor, Tensor]:
-        complementary = pooled_cross_attention(
-            visible,
-            infrared,
-            self.visible.projections(),
-            self.infrared.projections(),
-            grid=self.grid,
-            implementation=self.attention,
-        )
-        local = visible + infrared  # equation 7
-        gate = self.gate(complementary)
-        # Equation 8, G*c + (1-G)*l, with one product fewer.
-        blended = torch.lerp(local, complementary.to(local.dtype), gate.to(local.dtype))
+        complementary = self._attend(visible, infrared)
+        if self.implementation == "triton" and self._prepared is not None:
+            blended, gate = gated_blend(
+                complementary, visible, infrared, self._prepared.gate, implementation=self.implementation
+            )
+        else:
+            local = visible + infrared  # equation 7
+            gate = self.gate(complementary)
+            # Equation 8, G*c + (1-G)*l, with one product fewer.
+            blended = torch.lerp(local, complementary.to(local.dtype), gate.to(local.dtype))
         return self.refine(blended), gate
+
+    def _attend(self, visible: Tensor, infrared: Tensor) -> Tensor:
+        if self._prepared is not None and self.implementation != "reference":
+            return attend_folded(
+                visible,
+                infrared,
+                self._prepared.for_visible,
+                self._prepared.for_infrared,
+                grid=self.grid,
+                implementation=self.implementation,
+            )
+        of_visible, of_infrared = self.visible.projections(), self.infrared.projections()
+        if self._prepared is not None:  # the specification, in the precision of the features
+            of_visible, of_infrared = (Projections(*(t.to(visible.dtype) for t in p)) for p in (of_visible, of_infrared))
+        return pooled_cross_attention(
+            visible, infrared, of_visible, of_infrared, grid=self.grid, implementation=self.implementation
+        )
+
+    def prepare(self) -> None:
+        """Computes once what inference needs of the weights alone; after the norms are folded, on the final device."""
+        of_visible, of_infrared = self.visible.projections(), self.infrared.projections()
+        dtype = self.gate.layers[-1].weight.dtype
+        self._prepared = _Prepared(
+            for_visible=fold_projections(of_visible, of_infrared),
+            for_infrared=fold_projections(of_infrared, of_visible),
+            gate=self.gate.prepared(dtype),
+        )
+
+
+class _Prepared(NamedTuple):
+    for_visible: FoldedProjections
+    for_infrared: FoldedProjections
+    gate: PreparedWeights | None
 
 
 class LocalSum(nn.Module):

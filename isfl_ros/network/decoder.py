@@ -35,4 +35,5 @@ class Head(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         # Half precision would quantise the picture itself: near white, bfloat16 steps by a full grey level.
         with torch.autocast(x.device.type, enabled=False):
-            return torch.sigmoid(self.conv(x.to(self.conv.weight.dtype)))
+            logits = self.conv(x.to(self.conv.weight.dtype))
+            return torch.sigmoid(logits if logits.dtype == torch.float64 else logits.float())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -23,7 +24,7 @@ class Encoder(nn.Module):
 
     def forward(self, picture: Tensor) -> list[Tensor]:
         features: list[Tensor] = []
-        x = picture
+        x = picture if torch.is_autocast_enabled(picture.device.type) else picture.to(self.blocks[0][0].conv.weight.dtype)
         for k, block in enumerate(self.blocks):
             x = block(x if k == 0 else F.max_pool2d(x, 2))
             features.append(x)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-NEGATIVE_SLOPE = 0.01  # of LeakyReLU, everywhere
+from isfl_ros.ops.gated_blend import NEGATIVE_SLOPE
 
 
 class ConvNormAct(nn.Module):

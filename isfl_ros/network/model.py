@@ -15,6 +15,8 @@ from isfl_ros.network.config import MINIMUM_SIZE, IsflConfig
 from isfl_ros.network.decoder import DecoderStage, Head
 from isfl_ros.network.encoder import Encoder
 from isfl_ros.network.layers import ConvNormAct
+from isfl_ros.ops import gated_blend
+from isfl_ros.ops.pooled_cross_attention import fused
 
 
 class IsflNet(nn.Module):
@@ -38,11 +40,27 @@ class IsflNet(nn.Module):
         """Whether ``return_gates`` yields any."""
         return self.config.cfi
 
-    def set_attention(self, implementation: str) -> None:
-        """Names the implementation of the pooled cross-attention for every scale."""
+    def set_implementation(self, name: str) -> None:
+        """Names who computes the Causal Feature Integrator of every scale: ``reference``, ``folded`` or ``triton``."""
         for module in self.modules():
             if isinstance(module, Cfi):
-                module.attention = implementation
+                module.implementation = name
+
+    def why_not(self, implementation: str) -> str | None:
+        """Why an implementation cannot run this network, in words; None if it can."""
+        if implementation != "triton":
+            return None
+        if not self.config.cfi:
+            return "the network has no Causal Feature Integrator, which is what the kernels compute"
+        if self.config.gate_width == 0:
+            return "the gate is a single convolution (gate_width 0); the kernels have the one with hidden channels"
+        width, grid, gate = fused.CHANNELS[-1], fused.GRIDS[-1], gated_blend.MAX_GATE_CHANNELS
+        c = self.config
+        if c.width > width or c.grid > grid or c.gate_width > gate:
+            return (
+                f"width {c.width}, grid {c.grid}, gate_width {c.gate_width}: the kernels have up to {width}, {grid} and {gate}"
+            )
+        return None
 
     def forward(
         self,
@@ -108,12 +126,38 @@ def mean_gate(gates: list[Tensor], size: tuple[int, int]) -> Tensor:
     return torch.stack(raised).mean(dim=0)
 
 
-def for_inference(model: IsflNet) -> IsflNet:
-    """A copy for inference: evaluation mode, norms folded into convolutions, channels-last, no gradients. Exact."""
+_STORAGE = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def for_inference(
+    model: IsflNet, *, implementation: str = "folded", precision: str | None = None, device: torch.device | str | None = None
+) -> IsflNet:
+    """A copy for inference: evaluation mode, norms folded into convolutions, channels-last, no gradients.
+
+    Exact in ``fp32``. In ``fp16`` and ``bf16`` weights of convolutions and feature maps are of that type, products are
+    summed in float32; the picture leaves the last sigmoid in float32, and with ``bf16`` the last convolution too is in
+    float32, since its steps near white are as large as a grey level.
+
+    Args:
+        model: any network of this class; it is not changed.
+        implementation: see :meth:`IsflNet.set_implementation`.
+        precision: ``fp32``, ``tf32`` (stored as fp32), ``fp16``, ``bf16``; None keeps the dtype of the model.
+        device: None keeps the device of the model.
+    """
     model = copy.deepcopy(model).eval()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
     for module in model.modules():
         if isinstance(module, ConvNormAct):
             module.fold_norm()
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
+    if device is not None:
+        model = model.to(device)
+    if precision is not None:
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Conv2d) and not (precision == "bf16" and name.startswith("head")):
+                module.to(_STORAGE[precision])
+    for module in model.modules():
+        if isinstance(module, Cfi):
+            module.prepare()
+    model.set_implementation(implementation)
     return model.to(memory_format=torch.channels_last)

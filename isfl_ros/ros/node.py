@@ -134,7 +134,8 @@ class FusionNode(LifecycleNode):
         about = self._pipeline.description
         self.get_logger().info(
             f"model {about.get('model')} on {about.get('device')} ({about.get('device_reason')}),"
-            f" attention {about.get('attention')} ({about.get('attention_reason')})"
+            f" {about.get('implementation')} ({about.get('implementation_reason')}),"
+            f" {about.get('precision')} ({about.get('precision_reason')})"
         )
         return super().on_configure(state)
 

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.node import Node
 
+from isfl_ros.backends.choice import IMPLEMENTATION_CHOICES, PRECISION_CHOICES
 from isfl_ros.device import DEVICES
 from isfl_ros.errors import InputError
 from isfl_ros.images import GAIN_MODES, GainControlConfig
 from isfl_ros.network.config import MINIMUM_SIZE
-from isfl_ros.pipeline import ATTENTION_CHOICES, PipelineConfig
+from isfl_ros.pipeline import PipelineConfig
 from isfl_ros.ros.messages import MAX_SIDE, NANOSECONDS
 from isfl_ros.ros.qos import RELIABILITY_CHOICES
 from isfl_ros.ros.sync import STREAMS
@@ -100,10 +101,17 @@ TABLE: tuple[Parameter, ...] = (
         choices=DEVICES,
     ),
     Parameter(
-        name="attention",
-        default=_PIPELINE.attention,
-        description="Implementation of the pooled cross-attention; auto takes the exact one with the least arithmetic.",
-        choices=ATTENTION_CHOICES,
+        name="implementation",
+        default=_PIPELINE.implementation,
+        description="Who computes the network: equations in torch (reference), exact algebra in torch (folded), fused"
+        " kernels on CUDA (triton), compiled as a whole for the CPU (openvino); auto takes the fastest that runs here.",
+        choices=IMPLEMENTATION_CHOICES,
+    ),
+    Parameter(
+        name="precision",
+        default=_PIPELINE.precision,
+        description="Arithmetic of the network; auto is fp32 on the CPU and fp16 on CUDA where the chip has it.",
+        choices=PRECISION_CHOICES,
     ),
     Parameter(
         name="threads",
@@ -283,7 +291,7 @@ def settings_from(values: Mapping[str, object]) -> Settings:
     checked = {parameter.name: parameter.check(values[parameter.name]) for parameter in TABLE}
     gain = GainControlConfig(**{n.removeprefix("agc."): v for n, v in checked.items() if n.startswith("agc.")})
     return Settings(
-        pipeline=PipelineConfig(**{n: checked[n] for n in ("model", "device", "attention", "threads")}, gain=gain),
+        pipeline=PipelineConfig(**{n: checked[n] for n in ("model", "device", "implementation", "precision", "threads")}, gain=gain),
         reference=checked["reference"],
         autostart=checked["autostart"],
         warmup_size=_warmup_size(checked["warmup.height"], checked["warmup.width"]),

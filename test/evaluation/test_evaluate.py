@@ -129,7 +129,7 @@ def test_models_run_through_the_pipeline(tiny_model, tmp_path, monkeypatch):
     model = summary["models"]["tiny"]
     assert model["parameters"] == sum(p.numel() for p in IsflNet(TINY).parameters())
     assert model["latency_ms"] > 0
-    assert model["description"]["attention"] == pipeline.description["attention"]
+    assert model["description"]["implementation"] == pipeline.description["implementation"]
     assert model["description"]["torch"] == torch.__version__
     assert not (out / "per_person.csv").exists()  # no labels, no person columns
     assert "person" not in (out / "summary.md").read_text()

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -13,11 +10,8 @@ from torch import nn
 from isfl_ros.errors import InputError
 from isfl_ros.network.config import ARCHITECTURES, IsflConfig
 from isfl_ros.network.model import IsflNet, for_inference, mean_gate
+from isfl_ros.network.plain import plain_forward
 from isfl_ros.network.release import read_release
-
-_spec = importlib.util.spec_from_file_location("plain_network", Path(__file__).parent.parent / "plain_network.py")
-plain_network = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(plain_network)
 
 SIZES = [(32, 32), (33, 47), (101, 147), (64, 80)]
 
@@ -47,7 +41,7 @@ def relative(a, b):
 def test_inference_form_equals_plain_formulation(size, dtype, bound):
     network = random_network(ARCHITECTURES["isfl"])
     visible, infrared = pair(size)
-    wanted, wanted_gates = plain_network.plain_forward(network.state_dict(), visible, infrared)
+    wanted, wanted_gates = plain_forward(network.state_dict(), visible, infrared)
     with torch.inference_mode():
         fused, gates = for_inference(network.to(dtype))(visible.to(dtype), infrared.to(dtype), return_gates=True)
     assert fused.shape == visible.shape
@@ -59,7 +53,7 @@ def test_inference_form_equals_plain_formulation(size, dtype, bound):
 @pytest.mark.parametrize("attention", ["reference", "folded"])
 def test_release_reproduces_golden_values(reference_values, attention):
     network, _ = read_release(reference_values / "isfuse_release.safetensors")
-    network.set_attention(attention)
+    network.set_implementation(attention)
     golden = np.load(reference_values / "isfuse_release_golden.npz")
     for form in (network, for_inference(network)):
         for index in range(3):

@@ -26,7 +26,8 @@ def make(case, dtype=torch.float64, requires_grad=False):
 
 
 def relative(a, b):
-    return float((a.double() - b.double()).abs().max() / b.double().abs().max())
+    a, b = a.detach().double(), b.detach().double()
+    return float((a - b).abs().max() / b.abs().max())
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -75,9 +76,53 @@ def test_chunks_do_not_show(monkeypatch):
     features, projections, grid = make((2, 8, 31, 29, 4))
     with torch.no_grad():
         whole = op.pooled_cross_attention(*features, *projections, grid=grid, implementation="folded")
-        monkeypatch.setattr(folded_module, "_PIXELS_AT_A_TIME", 100)  # 899 pixels: nine chunks, the last one short
+        monkeypatch.setattr(folded_module, "_SCORES_AT_A_TIME", 100 * 16)  # 899 pixels: nine chunks, the last one short
         chunked = op.pooled_cross_attention(*features, *projections, grid=grid, implementation="folded")
+        with folded_module.whole_frame():
+            untouched = op.pooled_cross_attention(*features, *projections, grid=grid, implementation="folded")
     assert relative(chunked, whole) <= 1e-12
+    assert relative(untouched, whole) <= 1e-12
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # shape checks become constants
+def test_whole_frame_traces_without_a_loop(monkeypatch):
+    """Traced at one size, right at another: the loop over chunks would have bound it to the first."""
+    monkeypatch.setattr(folded_module, "_SCORES_AT_A_TIME", 100 * 16)
+    (visible, infrared), projections, grid = make((1, 8, 31, 29, 4), dtype=torch.float32)
+    folded = (op.fold_projections(*projections), op.fold_projections(*projections[::-1]))
+
+    def attend(a, b):
+        return op.attend_folded(a, b, *folded, grid=grid, implementation="folded")
+
+    with torch.no_grad(), folded_module.whole_frame():
+        traced = torch.jit.trace(attend, (visible, infrared), check_trace=False)
+    other = visible[:, :, :17, :23].contiguous(), infrared[:, :, :17, :23].contiguous()
+    assert sum(node.kind() == "aten::softmax" for node in traced.graph.nodes()) == 2
+    assert relative(traced(*other), attend(*other)) <= 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_low_precision_features_and_float32_weights(dtype):
+    features, projections, grid = make((1, 8, 13, 9, 4))
+    exact = op.pooled_cross_attention(*features, *projections, grid=grid, implementation="reference")
+    projections32 = [op.Projections(*[t.float() for t in p]) for p in projections]
+    low = [f.to(dtype) for f in features]
+    got = op.pooled_cross_attention(*low, *projections32, grid=grid, implementation="folded")
+    assert got.dtype == dtype
+    plain = op.pooled_cross_attention(
+        *low, *[op.Projections(*[t.to(dtype) for t in p]) for p in projections], grid=grid, implementation="reference"
+    )
+    assert relative(got, exact) <= 2 * relative(plain, exact)
+    # Under autocast float32 features are worked on in the low precision, chunked or not.
+    features32 = [f.float() for f in features]
+    with torch.no_grad(), torch.autocast("cpu", dtype):
+        chunked = op.pooled_cross_attention(*features32, *projections32, grid=grid, implementation="folded")
+    with torch.autocast("cpu", dtype):
+        features32[0].requires_grad_()
+        whole = op.pooled_cross_attention(*features32, *projections32, grid=grid, implementation="folded")
+    assert chunked.dtype == whole.dtype == dtype
+    assert relative(chunked, exact) <= 2 * relative(plain, exact)
+    assert relative(whole, exact) <= 2 * relative(plain, exact)
 
 
 def test_the_implementation_asked_for_is_the_one_that_runs(monkeypatch):

@@ -21,8 +21,10 @@ class FakePipeline:
             "model": "fake",
             "device": "cpu",
             "device_reason": "it is fake",
-            "attention": "none",
-            "attention_reason": "it is fake",
+            "implementation": "none",
+            "implementation_reason": "it is fake",
+            "precision": "fp32",
+            "precision_reason": "it is fake",
             "gates": os.environ.get("FAKE_GATES", "yes"),
         }
         self.config = config
@@ -42,6 +44,7 @@ class FakePipeline:
         import cv2
         import numpy as np
 
+        from isfl_ros.backends.frame import RawFrame
         from isfl_ros.pipeline import FusionResult
 
         time.sleep(float(os.environ.get("FAKE_DELAY_S", "0")))
@@ -57,10 +60,10 @@ class FakePipeline:
             rgb=rgb,
             gate=ramp if gate else None,
             valid=None,
-            thermal8=thermal8,
-            visible8=rgb,
             valid_fraction={"thermal": 1.0, "rgb": 1.0},
             stages_ms={"preprocess": 0.1, "network": 0.2, "postprocess": 0.3},
+            device="cpu",
+            frame=RawFrame(thermal=thermal8, black=0.0, white=255.0, thermal_valid=None, rgb=rgb, rgb_valid=None),
         )
 
 

@@ -82,7 +82,7 @@ def test_latencies_and_what_runs_where_are_reported(client):
     values = client.settled()["fusion: processing"][2]
     for stage in ("wait_for_pair", "decode", "preprocess", "network", "postprocess", "publish", "total", "age"):
         assert float(values[f"{stage}_ms.p95"]) >= float(values[f"{stage}_ms.p50"]) >= 0.0
-    for key in ("model", "device", "device_reason", "attention", "attention_reason", "rate_hz"):
+    for key in ("model", "device", "device_reason", "implementation", "implementation_reason", "precision", "precision_reason", "rate_hz"):
         assert values[key]
 
 

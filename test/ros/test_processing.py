@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from sensor_msgs.msg import CameraInfo, Image
 
+from isfl_ros.backends.frame import RawFrame
 from isfl_ros.pipeline import FusionResult, PipelineConfig
 from isfl_ros.ros.accounting import Ledger
 from isfl_ros.ros.outputs import TABLE, Outputs
@@ -33,7 +34,8 @@ class Pipeline:
         gate = np.full(thermal.shape, 0.5, np.float32) if gate else None
         fractions = {"thermal": 1.0, "rgb": 1.0}
         stages = {"preprocess": 1.0, "network": 2.0, "postprocess": 3.0}
-        return FusionResult(thermal, rgb, gate, None, thermal, rgb, fractions, stages)
+        frame = RawFrame(thermal=thermal, black=0.0, white=255.0, thermal_valid=None, rgb=rgb, rgb_valid=None)
+        return FusionResult(thermal, rgb, gate, None, fractions, stages, "cpu", frame)
 
 
 class Publisher:

@@ -1,11 +1,25 @@
 """Pooled bidirectional cross-attention; see ``README.md`` beside this file for the derivation."""
 
 from isfl_ros.ops.pooled_cross_attention.api import (
+    FOLDED_IMPLEMENTATIONS,
     IMPLEMENTATIONS,
     Choice,
+    FoldedProjections,
     Projections,
+    attend_folded,
     choose_implementation,
+    fold_projections,
     pooled_cross_attention,
 )
 
-__all__ = ["IMPLEMENTATIONS", "Choice", "Projections", "choose_implementation", "pooled_cross_attention"]
+__all__ = [
+    "FOLDED_IMPLEMENTATIONS",
+    "IMPLEMENTATIONS",
+    "Choice",
+    "FoldedProjections",
+    "Projections",
+    "attend_folded",
+    "choose_implementation",
+    "fold_projections",
+    "pooled_cross_attention",
+]

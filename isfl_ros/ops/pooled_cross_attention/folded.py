@@ -5,7 +5,9 @@ Shapes: B batch, C channels, H height, W width, N = H*W pixels, T = grid*grid po
 
 from __future__ import annotations
 
-import math
+import contextlib
+import contextvars
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,40 +15,61 @@ import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from isfl_ros.ops.pooled_cross_attention.api import Projections
+    from isfl_ros.ops.pooled_cross_attention.api import FoldedProjections
 
-# Pixels whose scores (T floats each) are held at a time in inference: 16384 x 64 floats are 4 MB, about one core's cache.
-_PIXELS_AT_A_TIME = 16384
+# Scores held at a time in inference: 1 MB in float32. It stays in a core's cache and below the size at which the C library
+# maps fresh pages for every allocation (640x480, r = 8, 2 cores: 66 ms; with four times as many, 164 ms).
+_SCORES_AT_A_TIME = 1 << 18
+
+_whole_frame = contextvars.ContextVar("whole_frame", default=False)
+
+
+@contextlib.contextmanager
+def whole_frame() -> Iterator[None]:
+    """Within it the scores of all pixels are one tensor, also in inference: for tracing and export.
+
+    The loop over chunks has a length that depends on the picture, so a traced network would be bound to one size.
+    """
+    token = _whole_frame.set(True)
+    try:
+        yield
+    finally:
+        _whole_frame.reset(token)
 
 
 def folded_attention(
-    visible: Tensor, infrared: Tensor, visible_projections: Projections, infrared_projections: Projections, grid: int
+    visible: Tensor, infrared: Tensor, for_visible: FoldedProjections, for_infrared: FoldedProjections, grid: int
 ) -> Tensor:
     """Same value as the reference with 2*T*C multiply-adds per pixel and direction and no per-pixel query, key or value.
 
-    In inference the T scores of a pixel exist for a chunk of pixels only; with gradients they are kept for backward.
+    In inference the T scores of a pixel exist for a chunk of pixels only (but see :func:`whole_frame`); with gradients
+    they are kept for backward.
     """
     b, c, h, w = visible.shape
-    pooled_visible = _tokens(F.adaptive_avg_pool2d(visible, grid))  # B T C
-    pooled_infrared = _tokens(F.adaptive_avg_pool2d(infrared, grid))
-    keys_for_visible = _fold(visible_projections, infrared_projections, pooled_infrared)
-    keys_for_infrared = _fold(infrared_projections, visible_projections, pooled_visible)
+    kind = visible.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else visible.dtype
+    asked_by_visible = _project(F.adaptive_avg_pool2d(infrared, grid), for_visible, dtype)
+    asked_by_infrared = _project(F.adaptive_avg_pool2d(visible, grid), for_infrared, dtype)
     pixels_visible, pixels_infrared = _tokens(visible), _tokens(infrared)  # B N C
 
-    differentiable = torch.is_grad_enabled() and (
-        visible.requires_grad or infrared.requires_grad or visible_projections.query_weight.requires_grad
+    differentiable = torch.is_grad_enabled() and any(
+        t.requires_grad for t in (visible, infrared, *for_visible, *for_infrared)
     )
-    if differentiable:
-        result = _attend(pixels_visible, *keys_for_visible) + _attend(pixels_infrared, *keys_for_infrared)
+    if differentiable or _whole_frame.get():
+        keys, offsets, values = asked_by_visible
+        result = _weights(pixels_visible, keys, offsets, dtype) @ values
+        keys, offsets, values = asked_by_infrared
+        result = result + _weights(pixels_infrared, keys, offsets, dtype) @ values
     else:
         n = h * w
-        chunks = []
-        for start in range(0, n, _PIXELS_AT_A_TIME):
-            stop = min(start + _PIXELS_AT_A_TIME, n)
-            chunk = _attend(pixels_visible[:, start:stop], *keys_for_visible)
-            chunk += _attend(pixels_infrared[:, start:stop], *keys_for_infrared)
-            chunks.append(chunk)
-        result = chunks[0] if len(chunks) == 1 else torch.cat(chunks, dim=1)
+        pixels_at_a_time = max(1, _SCORES_AT_A_TIME // (grid * grid))
+        result = visible.new_empty((b, n, c), dtype=dtype)
+        for start in range(0, n, pixels_at_a_time):
+            part = slice(start, min(start + pixels_at_a_time, n))
+            keys, offsets, values = asked_by_visible
+            torch.bmm(_weights(pixels_visible[:, part], keys, offsets, dtype), values, out=result[:, part])
+            keys, offsets, values = asked_by_infrared
+            result[:, part].baddbmm_(_weights(pixels_infrared[:, part], keys, offsets, dtype), values)
     return result.reshape(b, h, w, c).permute(0, 3, 1, 2)
 
 
@@ -56,19 +79,14 @@ def _tokens(features: Tensor) -> Tensor:
     return features.permute(0, 2, 3, 1).reshape(b, h * w, c)
 
 
-def _fold(querying: Projections, attended: Projections, pooled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Keys (B, C, T) and score offsets (B, 1, T) that act on raw features, and values (B, T, C).
-
-    q.k = (Wq x + bq).k = x.(Wq^T k) + bq.k; the offset bq.k differs between keys, so it stays.
-    """
-    scale = 1.0 / math.sqrt(pooled.shape[-1])
-    keys = F.linear(pooled, attended.key_weight, attended.key_bias) * scale  # B T C
-    values = F.linear(pooled, attended.value_weight, attended.value_bias)  # B T C
-    folded_keys = (keys @ querying.query_weight).transpose(1, 2)  # B C T
-    offsets = (keys @ querying.query_bias)[:, None, :]  # B 1 T
-    return folded_keys, offsets, values
+def _project(pooled: Tensor, folded: FoldedProjections, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Pooled (B, C, r, r) to keys (B, C, T) and score offsets (B, 1, T) that act on raw features, and values (B, T, C)."""
+    c = pooled.shape[1]
+    projected = F.linear(_tokens(pooled).to(folded.matrix.dtype), folded.matrix, folded.bias).to(dtype)  # B T 2C+1
+    keys, offsets, values = projected.split((c, 1, c), dim=-1)
+    return keys.transpose(1, 2), offsets.transpose(1, 2), values
 
 
-def _attend(pixels: Tensor, folded_keys: Tensor, offsets: Tensor, values: Tensor) -> Tensor:
-    scores = torch.baddbmm(offsets, pixels, folded_keys)  # B n T
-    return torch.softmax(scores, dim=-1) @ values  # B n C
+def _weights(pixels: Tensor, keys: Tensor, offsets: Tensor, dtype: torch.dtype) -> Tensor:
+    scores = torch.baddbmm(offsets, pixels.to(dtype), keys)  # B n T
+    return torch.softmax(scores, dim=-1).to(dtype)

@@ -1,6 +1,7 @@
 """The network a second time, from a table of tensors: plain NCHW, nothing pooled early, folded or fused.
 
-Oracle of the network tests and opponent of the benchmarks. It shares no code with the package.
+Oracle of the network tests and opponent of the benchmarks, written as one would write the paper down in torch. It shares
+no code with the rest of the package.
 """
 
 from __future__ import annotations
@@ -17,7 +18,16 @@ _EPS = 1e-5
 def plain_forward(
     p: dict[str, Tensor], visible: Tensor, infrared: Tensor, *, scales: int = 3, grid: int = 8
 ) -> tuple[Tensor, list[Tensor]]:
-    """Fused luma (B, 1, H, W) and gates, coarsest first, of the architectures ``isfl`` and ``isfl-release``."""
+    """The architectures ``isfl`` and ``isfl-release`` in evaluation mode (paper, section 3.3).
+
+    Args:
+        p: state dictionary of such a network, all of one dtype and device.
+        visible, infrared: (B, 1, H, W) in [0, 1], of that dtype and device, exactly 0 where invalid.
+        scales, grid: of the network.
+
+    Returns:
+        Fused luma (B, 1, H, W) and the gates (B, 1, h, w), coarsest first.
+    """
 
     def conv(name: str, x: Tensor, padding: int) -> Tensor:
         return F.conv2d(x, p[f"{name}.weight"], p[f"{name}.bias"], padding=padding)
@@ -25,9 +35,8 @@ def plain_forward(
     def unit(name: str, x: Tensor) -> Tensor:
         x = conv(f"{name}.conv", x, 1)
         mean, var = p[f"{name}.norm.running_mean"], p[f"{name}.norm.running_var"]
-        x = (x - mean[:, None, None]) / torch.sqrt(var[:, None, None] + _EPS)
-        x = x * p[f"{name}.norm.weight"][:, None, None] + p[f"{name}.norm.bias"][:, None, None]
-        return torch.where(x > 0, x, 0.01 * x)
+        x = F.batch_norm(x, mean, var, p[f"{name}.norm.weight"], p[f"{name}.norm.bias"], eps=_EPS)
+        return F.leaky_relu(x, 0.01)
 
     def encode(name: str, x: Tensor) -> list[Tensor]:
         out = []

@@ -1,0 +1,91 @@
+"""The CPU: numpy pictures around a network that runs in torch or in OpenVINO."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import nn
+
+from isfl_ros.backends.frame import FusedFrame, RawFrame
+from isfl_ros.images import join_chroma, normalise, split_luma, to_uint8
+from isfl_ros.network.model import mean_gate
+
+Network = Callable[[np.ndarray, np.ndarray, bool], tuple[np.ndarray, np.ndarray | None]]
+"""(visible, infrared, gate): float32 (H, W) in [0, 1], exactly 0 where invalid; gives fused luma and mean gate, float32 (H, W).
+"""
+
+
+class HostBackend:
+    """Pictures in numpy, colour in OpenCV.
+
+    A thread that calls :meth:`fuse` has denormal numbers flushed to zero from then on: they add nothing to a picture and
+    cost a CPU many times the cycles.
+    """
+
+    def __init__(self, network: Network):
+        self.trouble: str | None = None
+        self._network: Network | None = network
+
+    def fuse(self, frame: RawFrame, *, gate: bool) -> FusedFrame:
+        """See :class:`~isfl_ros.backends.frame.Backend`."""
+        start = time.perf_counter()
+        torch.set_flush_denormal(True)  # a property of the calling thread
+        if frame.thermal is None:
+            infrared = np.zeros(frame.size, np.float32)
+        else:
+            infrared = normalise(frame.thermal, frame.black, frame.white, valid=frame.thermal_valid)
+        if frame.rgb is None:
+            luma, chroma = np.zeros(frame.size, np.uint8), None
+        else:
+            luma, chroma = split_luma(frame.rgb)
+        visible = normalise(luma, 0.0, 255.0, valid=frame.rgb_valid)
+        prepared = time.perf_counter()
+        fused, mean = self._network(visible, infrared, gate)
+        computed = time.perf_counter()
+        fused_luma = to_uint8(fused)
+        if frame.thermal_valid is not None or frame.rgb_valid is not None:
+            nothing = _invalid(frame.thermal, frame.thermal_valid) & _invalid(frame.rgb, frame.rgb_valid)
+            fused_luma[np.broadcast_to(nothing, frame.size)] = 0
+        rgb = join_chroma(fused_luma, chroma, valid=frame.rgb_valid)
+        done = time.perf_counter()
+        return FusedFrame(
+            luma=fused_luma,
+            rgb=rgb,
+            gate=mean,
+            stages_ms={
+                "preprocess": 1e3 * (prepared - start),
+                "network": 1e3 * (computed - prepared),
+                "postprocess": 1e3 * (done - computed),
+            },
+            device="cpu",
+        )
+
+    def close(self) -> None:
+        """See :class:`~isfl_ros.backends.frame.Backend`."""
+        self._network = None
+
+
+def _invalid(picture: np.ndarray | None, valid: np.ndarray | None) -> np.ndarray:
+    if picture is None:
+        return np.True_
+    return np.False_ if valid is None else ~valid
+
+
+class TorchNetwork:
+    """A network of :func:`~isfl_ros.network.model.for_inference`, on the CPU in float32."""
+
+    def __init__(self, network: nn.Module):
+        self._network = network
+
+    def __call__(self, visible: np.ndarray, infrared: np.ndarray, gate: bool) -> tuple[np.ndarray, np.ndarray | None]:
+        with torch.inference_mode():
+            fused, gates = self._network(_tensor(visible), _tensor(infrared), return_gates=True)
+            mean = mean_gate(gates, visible.shape)[0, 0].numpy() if gate and gates else None
+        return fused[0, 0].numpy(), mean
+
+
+def _tensor(picture: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(picture))[None, None]

@@ -1,0 +1,114 @@
+"""The network compiled for the CPU by OpenVINO. The only file that imports it."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections import OrderedDict
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from isfl_ros.errors import InputError
+from isfl_ros.network.model import mean_gate
+from isfl_ros.ops.pooled_cross_attention.folded import whole_frame
+
+# From its import on, OpenVINO reports its use over the network and keeps a number for the user in the home folder, unless
+# its reporting package is missing: nothing that a vehicle should do unasked.
+sys.modules.setdefault("openvino_telemetry", None)
+import openvino  # noqa: E402
+
+SIZES_KEPT = 4
+"""Picture sizes whose compiled networks are kept; the one not used for longest goes first."""
+_TRACED = (101, 147)  # odd, so that a size written into the graph as a constant cannot pass the check at another one
+_CHECKED = (75, 62)
+_TOLERANCE = {"fp32": 1e-4, "bf16": 8 / 255}
+"""Largest difference to torch in float32 at which a compiled network is trusted."""
+_HINTS = {"fp32": "f32", "bf16": "bf16"}
+
+
+class OpenVinoNetwork:
+    """Converts once, compiles once a picture size (about 0.1 s), runs.
+
+    Args:
+        network: of :func:`~isfl_ros.network.model.for_inference`, folded, float32, on the CPU.
+        precision: ``fp32`` or ``bf16``.
+        threads: CPU threads.
+
+    Raises:
+        InputError: this CPU has no bfloat16, or the compiled network does not compute what torch computes.
+    """
+
+    def __init__(self, network: nn.Module, *, precision: str, threads: int):
+        self._core = openvino.Core()
+        if precision == "bf16" and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            raise InputError("this CPU has no bfloat16 arithmetic", do="choose precision auto or fp32")
+        self._options = {
+            "INFERENCE_PRECISION_HINT": _HINTS[precision],
+            "INFERENCE_NUM_THREADS": threads,
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+            "CPU_DENORMALS_OPTIMIZATION": True,
+        }
+        self._requests: OrderedDict[tuple[int, int], openvino.InferRequest] = OrderedDict()
+        example = tuple(torch.rand(1, 1, *_TRACED, generator=torch.Generator().manual_seed(k)) for k in range(2))
+        with whole_frame(), warnings.catch_warnings(), torch.inference_mode():
+            # Shapes read as Python numbers are traced as constants: harmless where _check finds no difference.
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self._graph = openvino.convert_model(_WithGates(network).eval(), example_input=example)
+        self._check(network, _TOLERANCE[precision])
+
+    def __call__(self, visible: np.ndarray, infrared: np.ndarray, gate: bool) -> tuple[np.ndarray, np.ndarray | None]:
+        fused, *gates = self._run(visible, infrared)
+        mean = None
+        if gate and gates:
+            mean = mean_gate([torch.from_numpy(g) for g in gates], visible.shape)[0, 0].numpy()
+        return fused[0, 0].copy(), mean
+
+    def _run(self, visible: np.ndarray, infrared: np.ndarray) -> list[np.ndarray]:
+        """Outputs in OpenVINO's own memory: the next run of the same size changes them."""
+        inputs = [np.ascontiguousarray(picture)[None, None] for picture in (visible, infrared)]
+        result = self._request(visible.shape).infer(inputs, share_inputs=True, share_outputs=True)
+        return [result[k] for k in range(len(result))]
+
+    def _request(self, size: tuple[int, int]) -> openvino.InferRequest:
+        if size in self._requests:
+            self._requests.move_to_end(size)
+            return self._requests[size]
+        graph = self._graph.clone()
+        graph.reshape({k: [1, 1, *size] for k in range(2)})
+        request = self._core.compile_model(graph, "CPU", self._options).create_infer_request()
+        self._requests[size] = request
+        if len(self._requests) > SIZES_KEPT:
+            self._requests.popitem(last=False)
+        return request
+
+    def _check(self, network: nn.Module, tolerance: float) -> None:
+        rng = np.random.default_rng(0)
+        visible, infrared = (rng.random(_CHECKED, dtype=np.float32) for _ in range(2))
+        with torch.inference_mode():
+            wanted = _WithGates(network)(*(torch.from_numpy(x)[None, None] for x in (visible, infrared)))
+        got = self._run(visible, infrared)
+        difference = max(float(np.abs(g - w.numpy()).max()) for g, w in zip(got, wanted, strict=True))
+        self._requests.clear()
+        if not difference <= tolerance:  # NaN too
+            raise InputError(
+                "the network that OpenVINO compiled does not compute what torch computes",
+                expected=f"a difference of at most {tolerance:.1e}",
+                got=f"{difference:.1e} with OpenVINO {openvino.__version__}",
+                do="choose implementation folded, and report it",
+            )
+
+
+class _WithGates(nn.Module):
+    """A network whose outputs are one flat tuple, as tracing wants it: fused luma, then the gates, coarsest first."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, visible: Tensor, infrared: Tensor) -> tuple[Tensor, ...]:
+        fused, gates = self.network(visible, infrared, return_gates=True)
+        return fused, *gates

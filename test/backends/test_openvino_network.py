@@ -1,0 +1,143 @@
+"""The network that OpenVINO compiled against torch, at sizes it was not converted at."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from isfl_ros.errors import InputError
+from isfl_ros.network.checkpoint import load_model
+from isfl_ros.network.config import IsflConfig
+from isfl_ros.network.model import IsflNet, for_inference, mean_gate
+from isfl_ros.network.plain import plain_forward
+from isfl_ros.resources import resolve_model
+
+from isfl_ros.backends.choice import openvino_is_installed
+
+if not openvino_is_installed():
+    pytest.skip("OpenVINO is an optional dependency: pip install openvino", allow_module_level=True)
+from isfl_ros.backends import openvino_network  # noqa: E402
+from isfl_ros.backends.openvino_network import OpenVinoNetwork  # noqa: E402
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return load_model(resolve_model("isfl"))[0]
+
+
+@pytest.fixture(scope="module")
+def compiled(shipped):
+    return OpenVinoNetwork(for_inference(shipped), precision="fp32", threads=2)
+
+
+def pair(size):
+    return [RNG.random(size, dtype=np.float32) for _ in range(2)]
+
+
+@pytest.mark.parametrize("size", [(32, 32), (33, 47), (64, 80), (101, 147), (120, 161), (240, 320)], ids=str)
+def test_equals_the_plain_formulation(shipped, compiled, size):
+    visible, infrared = pair(size)
+    wanted, gates = plain_forward(shipped.state_dict(), *(torch.from_numpy(x)[None, None] for x in (visible, infrared)))
+    fused, gate = compiled(visible, infrared, True)
+    assert fused.shape == size and fused.dtype == np.float32
+    np.testing.assert_allclose(fused, wanted[0, 0].detach().numpy(), atol=1e-5)
+    np.testing.assert_allclose(gate, mean_gate(gates, size)[0, 0].detach().numpy(), atol=1e-5)
+    assert compiled(visible, infrared, False)[1] is None
+
+
+def test_authors_golden_values(reference_values):
+    from isfl_ros.network.release import read_release
+
+    network, _ = read_release(reference_values / "isfuse_release.safetensors")
+    compiled = OpenVinoNetwork(for_inference(network), precision="fp32", threads=2)
+    golden = np.load(reference_values / "isfuse_release_golden.npz")
+    for index in range(3):
+        size = golden[f"{index}_fused"].shape[-2:]
+        visible, infrared = (golden[f"{index}_{name}"].reshape(size) for name in ("visible_luma", "infrared"))
+        fused, *gates = compiled._run(visible, infrared)
+        for got, name in zip([fused, *gates], ["fused", "gate_coarse", "gate_middle", "gate_fine"], strict=True):
+            assert np.abs(got.reshape(-1) - golden[f"{index}_{name}"].reshape(-1)).max() <= 1e-4, (index, name)
+
+
+def test_results_belong_to_the_caller(compiled):
+    first, gate = compiled(*pair((40, 48)), True)
+    kept = first.copy(), gate.copy()
+    compiled(*pair((40, 48)), True)
+    np.testing.assert_array_equal(first, kept[0])
+    np.testing.assert_array_equal(gate, kept[1])
+
+
+def test_few_sizes_are_kept(compiled, monkeypatch):
+    sizes = [(32 + k, 40) for k in range(openvino_network.SIZES_KEPT + 2)]
+    for size in sizes:
+        compiled(*pair(size), False)
+    assert list(compiled._requests) == sizes[-openvino_network.SIZES_KEPT :]
+    request = compiled._requests[sizes[-2]]
+    compiled(*pair(sizes[-2]), False)
+    assert compiled._requests[sizes[-2]] is request, "a size that comes back is not compiled again"
+    assert list(compiled._requests)[-1] == sizes[-2], "and is the last to go"
+
+
+def test_memory_does_not_grow_with_frames(compiled):
+    def resident_mb():
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+    visible, infrared = pair((240, 320))
+    for _ in range(10):
+        compiled(visible, infrared, True)
+    before = resident_mb()
+    for _ in range(60):
+        compiled(visible, infrared, True)
+    assert resident_mb() - before < 15, "60 frames of 0.3 MB each, and 10 MB of scratch a frame, would show"
+
+
+def test_network_without_gates():
+    network = IsflNet(IsflConfig(cfi=False, width=8)).eval()
+    compiled = OpenVinoNetwork(for_inference(network), precision="fp32", threads=1)
+    assert compiled(*pair((40, 50)), True)[1] is None
+
+
+def test_wrong_arithmetic_is_refused(shipped, monkeypatch):
+    monkeypatch.setattr(openvino_network, "_TOLERANCE", {"fp32": 1e-9})
+    with pytest.raises(InputError, match="does not compute what torch computes.*choose implementation folded"):
+        OpenVinoNetwork(for_inference(shipped), precision="fp32", threads=2)
+
+
+def test_bfloat16(shipped):
+    core = openvino_network.openvino.Core()
+    if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        with pytest.raises(InputError, match="no bfloat16"):
+            OpenVinoNetwork(for_inference(shipped), precision="bf16", threads=2)
+        return
+    visible, infrared = pair((96, 128))
+    rough = OpenVinoNetwork(for_inference(shipped), precision="bf16", threads=2)(visible, infrared, False)[0]
+    with torch.inference_mode():
+        exact = for_inference(shipped)(*(torch.from_numpy(x)[None, None] for x in (visible, infrared)))[0, 0].numpy()
+    assert 1e-5 < np.abs(rough - exact).max() <= 4 / 255
+
+
+def test_nothing_is_reported_over_the_network(tmp_path):
+    """A fresh interpreter with a home folder of its own, which OpenVINO's reporter would write a user number into."""
+    program = """
+import numpy as np
+from isfl_ros.pipeline import FusionPipeline, PipelineConfig
+pipeline = FusionPipeline(PipelineConfig(device="cpu", implementation="openvino"))
+pipeline.fuse(np.full((40, 50), 9, np.uint8), np.full((40, 50, 3), 9, np.uint8))
+import sys
+assert sys.modules["openvino_telemetry"] is None, "the reporter was imported"
+"""
+    environment = {key: value for key, value in os.environ.items() if key != "CI"}  # the reporter is silent in CI
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True, text=True, timeout=120, env=environment | {"HOME": str(tmp_path)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "intel").exists()
