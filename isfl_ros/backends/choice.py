@@ -15,6 +15,7 @@ IMPLEMENTATIONS = ("reference", "folded", "triton", "openvino")
 """``reference``: the equations term by term in torch. ``folded``: exact algebra in torch. ``triton``: fused kernels, CUDA.
 ``openvino``: the folded network compiled as a whole, CPU."""
 IMPLEMENTATION_CHOICES = ("auto", *IMPLEMENTATIONS)
+TRAINING_CHOICES = ("auto", "reference", "folded", "triton")
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
 PRECISION_CHOICES = ("auto", *PRECISIONS)
 OPENVINO_REMEDY = "pip install openvino"
@@ -60,6 +61,33 @@ def choose(device: str, implementation: str, precision: str, network: torch.nn.M
     )
 
 
+def choose_for_training(device: str, implementation: str, network: torch.nn.Module) -> tuple[str, str]:
+    """Who computes the Causal Feature Integrator in training, and why. All give the same gradients, to rounding.
+
+    Args:
+        device: ``cpu`` or ``cuda``, chosen before.
+        implementation: one of :data:`TRAINING_CHOICES`.
+        network: the network to train.
+
+    Raises:
+        InputError: an unknown name, or one asked for by name that cannot run here.
+    """
+    _check_name("implementation", implementation, TRAINING_CHOICES)
+    if device == "cuda":
+        return _for_cuda(implementation, "auto", network)
+    if implementation == "triton":
+        raise _triton_needs_cuda()
+    if implementation != "auto":
+        return implementation, "asked for by name"
+    return "folded", "auto on cpu: exact, with the least arithmetic"
+
+
+def _triton_needs_cuda() -> InputError:
+    return InputError(
+        "implementation triton needs a CUDA device", got="device cpu", do="choose implementation auto, or device cuda"
+    )
+
+
 def _check_name(what: str, got: str, choices: tuple[str, ...]) -> None:
     if got not in choices:
         raise InputError(f"unknown {what}", expected=f"one of {', '.join(choices)}", got=repr(got))
@@ -75,9 +103,7 @@ def openvino_is_installed() -> bool:
 
 def _for_cpu(asked: str, precision: str, network: torch.nn.Module) -> tuple[str, str]:
     if asked == "triton":
-        raise InputError(
-            "implementation triton needs a CUDA device", got="device cpu", do="choose implementation auto, or device cuda"
-        )
+        raise _triton_needs_cuda()
     if asked == "openvino" and not openvino_is_installed():
         raise InputError("implementation openvino asked for", got="OpenVINO is not installed", do=OPENVINO_REMEDY)
     if asked != "auto":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ from torch import nn
 
 from isfl_ros.backends.device_frame import DeviceFrame
 from isfl_ros.backends.frame import FusedFrame, RawFrame
+from isfl_ros.backends.recently_used import RecentlyUsed
 
 GRAPHS_KEPT = 4
 """Kinds of pictures (size, thermal depth, gate or not) whose graphs are kept; the one not used for longest goes first."""
@@ -59,13 +59,15 @@ class CudaBackend:
         self._precision = precision
         self._device = torch.device("cuda", torch.cuda.current_device())
         self._stream = torch.cuda.Stream(self._device)
-        self._captured: OrderedDict[tuple, _Captured] = OrderedDict()
+        self._captured: RecentlyUsed[tuple[tuple[int, int], np.dtype, bool], _Captured] = RecentlyUsed(
+            GRAPHS_KEPT, self._capture
+        )
 
     def fuse(self, frame: RawFrame, *, gate: bool) -> FusedFrame:
         """See :class:`~isfl_ros.backends.frame.Backend`. Colour arithmetic on the device counts as ``network``."""
         bits = np.dtype(np.uint8) if frame.thermal is None else frame.thermal.dtype
         gate = gate and self._network.has_gates
-        captured = self._graph_for(frame.size, bits, gate)
+        captured = self._captured[frame.size, bits, gate]
         start = time.perf_counter()
         captured.frame.stage(frame)
         staged = time.perf_counter()
@@ -95,13 +97,8 @@ class CudaBackend:
             device="cuda",
         )
 
-    def _graph_for(self, size: tuple[int, int], bits: np.dtype, gate: bool) -> _Captured:
-        key = (size, bits, gate)
-        if key in self._captured:
-            self._captured.move_to_end(key)
-            return self._captured[key]
-        while len(self._captured) >= GRAPHS_KEPT:
-            self._captured.popitem(last=False)
+    def _capture(self, key: tuple[tuple[int, int], np.dtype, bool]) -> _Captured:
+        size, bits, gate = key
         frame = DeviceFrame(self._network, size, bits, gate=gate, device=self._device)
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.inference_mode(), float32_arithmetic(self._precision):
@@ -112,8 +109,7 @@ class CudaBackend:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, stream=self._stream):
                 frame.compute()
-        self._captured[key] = _Captured(frame, graph)
-        return self._captured[key]
+        return _Captured(frame, graph)
 
     def close(self) -> None:
         """See :class:`~isfl_ros.backends.frame.Backend`."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections import OrderedDict
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from isfl_ros.backends.recently_used import RecentlyUsed
 from isfl_ros.errors import InputError
 from isfl_ros.network.model import mean_gate
 from isfl_ros.ops.pooled_cross_attention.folded import whole_frame
@@ -51,7 +51,7 @@ class OpenVinoNetwork:
             "NUM_STREAMS": 1,
             "CPU_DENORMALS_OPTIMIZATION": True,
         }
-        self._requests: OrderedDict[tuple[int, int], openvino.InferRequest] = OrderedDict()
+        self._requests: RecentlyUsed[tuple[int, int], openvino.InferRequest] = RecentlyUsed(SIZES_KEPT, self._compile)
         example = tuple(torch.rand(1, 1, *_TRACED, generator=torch.Generator().manual_seed(k)) for k in range(2))
         with whole_frame(), warnings.catch_warnings(), torch.inference_mode():
             # Shapes read as Python numbers are traced as constants: harmless where _check finds no difference.
@@ -70,20 +70,13 @@ class OpenVinoNetwork:
     def _run(self, visible: np.ndarray, infrared: np.ndarray) -> list[np.ndarray]:
         """Outputs in OpenVINO's own memory: the next run of the same size changes them."""
         inputs = [np.ascontiguousarray(picture)[None, None] for picture in (visible, infrared)]
-        result = self._request(visible.shape).infer(inputs, share_inputs=True, share_outputs=True)
+        result = self._requests[visible.shape].infer(inputs, share_inputs=True, share_outputs=True)
         return [result[k] for k in range(len(result))]
 
-    def _request(self, size: tuple[int, int]) -> openvino.InferRequest:
-        if size in self._requests:
-            self._requests.move_to_end(size)
-            return self._requests[size]
+    def _compile(self, size: tuple[int, int]) -> openvino.InferRequest:
         graph = self._graph.clone()
         graph.reshape({k: [1, 1, *size] for k in range(2)})
-        request = self._core.compile_model(graph, "CPU", self._options).create_infer_request()
-        self._requests[size] = request
-        if len(self._requests) > SIZES_KEPT:
-            self._requests.popitem(last=False)
-        return request
+        return self._core.compile_model(graph, "CPU", self._options).create_infer_request()
 
     def _check(self, network: nn.Module, tolerance: float) -> None:
         rng = np.random.default_rng(0)

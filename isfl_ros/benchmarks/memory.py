@@ -14,26 +14,35 @@ from isfl_ros.benchmarks.timing import Contender
 _FRAMES = 3
 
 
-def device_memory(make: Callable[[], Contender]) -> dict[str, int]:
-    """Bytes on the current CUDA device.
+def device_peak(make: Callable[[], Contender]) -> dict[str, int]:
+    """``peak_bytes``: most memory of the current CUDA device that torch has allocated during a frame, above what it had before.
 
     Args:
         make: makes the contender; what it holds (weights, inputs) is counted.
-
-    Returns:
-        ``peak_bytes``: most that was allocated during a frame after the first ones; ``reserved_bytes``: what torch's
-        allocator took from the device for it.
     """
     _clear_device()
-    held, taken = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+    before = torch.cuda.memory_allocated()
     contender = make()
     _run(contender, _FRAMES)  # libraries try algorithms in the first frames, with memory that later ones do not need
     torch.cuda.reset_peak_memory_stats()
     _run(contender, _FRAMES)
-    peak, reserved = torch.cuda.max_memory_allocated() - held, torch.cuda.memory_reserved() - taken
+    peak = torch.cuda.max_memory_allocated() - before
     del contender
     _clear_device()
-    return {"peak_bytes": peak, "reserved_bytes": reserved}
+    return {"peak_bytes": peak}
+
+
+def device_held(make: Callable[[], Contender]) -> dict[str, int]:
+    """``held_bytes``: memory of the current CUDA device that a contender keeps, for those that allocate nothing in a frame."""
+    _clear_device()
+    before = torch.cuda.memory_reserved()
+    contender = make()
+    _run(contender, _FRAMES)
+    _clear_device()
+    held = torch.cuda.memory_reserved() - before
+    del contender
+    _clear_device()
+    return {"held_bytes": held}
 
 
 def _run(contender: Contender, frames: int) -> None:

@@ -23,7 +23,7 @@ from isfl_ros.benchmarks.peaks import STORAGE, Peaks
 from isfl_ros.benchmarks.timing import Timing, host_clock, take_turns
 from isfl_ros.network.cfi import Cfi
 from isfl_ros.network.model import for_inference
-from isfl_ros.ops.gated_blend import gated_blend
+from isfl_ros.ops.gated_blend import NEGATIVE_SLOPE, gated_blend
 from isfl_ros.ops.pooled_cross_attention import (
     Projections,
     attend_folded,
@@ -167,11 +167,11 @@ def _feature_sets(channels: int, size: tuple[int, int], precision: str, device: 
     if device == "cuda":
         cache = getattr(torch.cuda.get_device_properties(torch.cuda.current_device()), "L2_cache_size", 64 << 20)
     count = min(_MOST_SETS, max(_FEWEST_SETS, -(-_CACHE_TIMES * cache // bytes_of_set)))
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
     sets = []
     for _ in range(count):
-        maps = F.leaky_relu(torch.randn(3, channels, *size, generator=generator), 0.01)
-        sets.append([_laid_out(m[None].to(device, STORAGE[precision]), "channels_last") for m in maps])
+        maps = F.leaky_relu(torch.randn(3, channels, *size, generator=generator, device=device), NEGATIVE_SLOPE)
+        sets.append([_laid_out(m[None].to(STORAGE[precision]), "channels_last") for m in maps])
     return sets
 
 

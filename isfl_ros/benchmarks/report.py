@@ -56,9 +56,10 @@ def _headline(document: dict) -> list[str]:
     if document["speedup_vs_eager"] is None:
         return [f"speedup_vs_eager: not measured: {document['headline']}", f"max_abs_diff: not measured: {document['headline']}"]
     about = document["headline"]
-    plan = f"{about['implementation']} {about['precision']} {about['mode']}, {about['size']}, against {about['opponent']}"
+    plan = f"{about['implementation']} {about['precision']} {about['mode']}, {about['size']}, {about['plan']}"
+    speedups = ", ".join(f"{name} {speedup:.2f}" for name, speedup in about["speedups"].items())
     return [
-        f"speedup_vs_eager: {document['speedup_vs_eager']:.2f} ({plan}; {about['plan']})",
+        f"speedup_vs_eager: {document['speedup_vs_eager']:.2f} ({plan}; against {speedups})",
         f"max_abs_diff: {document['max_abs_diff']:.2e} (mean_abs_diff: {document['mean_abs_diff']:.2e}, fused luma and gates)",
     ]
 
@@ -110,13 +111,13 @@ def _operations(rows: list[dict]) -> Iterator[list[str]]:
 
 
 def _memory(rows: list[dict]) -> Iterator[list[str]]:
-    yield ["memory", "size", "peak MB", "reserved MB", "growth MB", "over frames"]
+    yield ["memory", "size", "peak MB", "held MB", "growth MB", "over frames"]
     for row in rows:
         plan = " ".join(str(row[key]) for key in ("implementation", "precision", "mode") if key in row)
         yield [
             plan or row["contender"],
             row["size"],
-            *(_megabytes(row[key]) if key in row else "" for key in ("peak_bytes", "reserved_bytes", "growth_bytes")),
+            *(_megabytes(row[key]) if key in row else "" for key in ("peak_bytes", "held_bytes", "growth_bytes")),
             str(row.get("frames", "")),
         ]
 

@@ -21,8 +21,8 @@ from isfl_ros.benchmarks import cost
 from isfl_ros.benchmarks.environment import describe_environment
 from isfl_ros.benchmarks.frames import WholeFrame
 from isfl_ros.benchmarks.inputs import RandomPair, random_pairs
-from isfl_ros.benchmarks.memory import device_memory, resident_growth
-from isfl_ros.benchmarks.networks import PLAIN_VARIANTS, Graph, Plain, contenders_of, difference, why_no_plain
+from isfl_ros.benchmarks.memory import device_held, device_peak, resident_growth
+from isfl_ros.benchmarks.networks import PLAIN_VARIANTS, Eager, Graph, Plain, contenders_of, difference, why_no_plain
 from isfl_ros.benchmarks.operations import measure_operations
 from isfl_ros.benchmarks.peaks import Peaks, measure_peaks
 from isfl_ros.benchmarks.timing import Contender, Timing, clock_of, host_clock, take_turns, wall_clock
@@ -298,12 +298,12 @@ class _Run:
             one = pairs[:1]
             if not self.no_plain:
                 with self._listed("memory", size, None):
-                    figures = device_memory(lambda: self._plain(one, plain_name))
+                    figures = device_peak(lambda: self._plain(one, plain_name))
                     self.rows["memory"].append(self._size(size) | {"contender": plain_name} | figures)
             for plan in self.plans:
                 with self._listed("memory", size, plan):
-                    eager = device_memory(lambda: contenders_of(self.network, one, plan)["eager"])
-                    graph = device_memory(lambda: Graph(self.network, one, plan))
+                    eager = device_peak(lambda: Eager(self.network, one, plan))
+                    graph = device_held(lambda: Graph(self.network, one, plan))
                     for mode, figures in (("eager", eager), ("graph", graph)):
                         self.rows["memory"].append(self._row(size, plan) | {"contender": "ours", "mode": mode} | figures)
             return
@@ -351,7 +351,12 @@ class _Run:
             "speedup_vs_eager": row["opponents"][opponent]["speedup"],
             "max_abs_diff": row["max_abs_diff"],
             "mean_abs_diff": row["mean_abs_diff"],
-            "headline": about | {"opponent": opponent, "plan": why},
+            "headline": about
+            | {
+                "opponent": opponent,
+                "plan": why,
+                "speedups": {name: other["speedup"] for name, other in row["opponents"].items()},
+            },
         }
 
     def _against_name(self) -> str:

@@ -11,10 +11,15 @@ HELP = "train a network from a YAML file"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from isfl_ros.backends.choice import TRAINING_CHOICES
+
     parser.add_argument("config", help="YAML file, or the name of a shipped one (config/train/NAME.yaml)")
     parser.add_argument("--data", required=True, help="folder to which the YAML's sets are relative")
     parser.add_argument("--out", required=True, help="folder of the run: checkpoints, TensorBoard, model")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    parser.add_argument(
+        "--implementation", default=TRAINING_CHOICES[0], choices=TRAINING_CHOICES, help="default: %(default)s"
+    )
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's choice (default)")
     parser.add_argument("--steps", type=int, help="overrides the YAML's steps")
     parser.add_argument("--seed", type=int, help="overrides the YAML's seed")
@@ -30,7 +35,9 @@ def run(args: argparse.Namespace) -> int:
 
     import torch
 
+    from isfl_ros.backends.choice import choose_for_training
     from isfl_ros.device import choose_device
+    from isfl_ros.network.model import IsflNet
     from isfl_ros.resources import shared_directory
     from isfl_ros.training.config import read_config
     from isfl_ros.training.loop import Trainer
@@ -49,7 +56,9 @@ def run(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     device = choose_device(args.device)
     print(f"device: {device.device} ({device.reason})")
-    trainer = Trainer(config, data_root=args.data, out=args.out, device=device.device)
+    implementation, reason = choose_for_training(device.device, args.implementation, IsflNet(config.network_config()))
+    print(f"implementation: {implementation} ({reason})")
+    trainer = Trainer(config, data_root=args.data, out=args.out, device=device.device, implementation=implementation)
     print(f"{trainer.pair_count} training pairs, {len(trainer.validation)} for validation, {config.steps} steps")
     print(f"model: {trainer.run(resume=args.resume)}")
     return 0

@@ -54,7 +54,7 @@ class IsflNet(nn.Module):
             return "the network has no Causal Feature Integrator, which is what the kernels compute"
         if self.config.gate_width == 0:
             return "the gate is a single convolution (gate_width 0); the kernels have the one with hidden channels"
-        width, grid, gate = fused.CHANNELS[-1], fused.GRIDS[-1], gated_blend.MAX_GATE_CHANNELS
+        width, grid, gate = fused.MAX_CHANNELS, fused.MAX_GRID, gated_blend.MAX_GATE_CHANNELS
         c = self.config
         if c.width > width or c.grid > grid or c.gate_width > gate:
             return (

@@ -41,12 +41,16 @@ class Trainer:
         data_root: folder to which the set specifications are relative.
         out: folder of the run.
         device: ``cpu``, ``cuda``, ``cuda:N``.
+        implementation: who computes the Causal Feature Integrator: ``reference``, ``folded`` or ``triton``. Not part of
+            the configuration: a run may go on with another one, and differs by rounding only.
 
     Raises:
         InputError: a set is empty or unreadable; ``out`` holds a run of another configuration.
     """
 
-    def __init__(self, config: TrainingConfig, *, data_root: str | Path, out: str | Path, device: str):
+    def __init__(
+        self, config: TrainingConfig, *, data_root: str | Path, out: str | Path, device: str, implementation: str = "folded"
+    ):
         if not config.data.sets:
             raise InputError("data.sets is empty", do="name at least one set of pairs")
         self.config, self.out, self.device = config, Path(out), torch.device(device)
@@ -55,6 +59,7 @@ class Trainer:
         # Dying units leave gradients below the normal range, on which a CPU is many times slower.
         torch.set_flush_denormal(True)
         self.network = IsflNet(config.network_config()).to(self.device, memory_format=torch.channels_last)
+        self.network.set_implementation(implementation)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=config.optimizer.lr)
         self.objective = Objective(config.loss)
         pairs = _load_sets(config.data.sets, data_root, "training pairs", limit=None)

@@ -117,6 +117,20 @@ def test_openvino_missing(machine):
             plan(**asked)
 
 
+def test_training_runs_what_has_gradients(machine):
+    machine(openvino=True)
+    assert choice.choose_for_training("cpu", "auto", NETWORK)[0] == "folded"
+    assert choice.choose_for_training("cpu", "reference", NETWORK) == ("reference", "asked for by name")
+    for name in ("triton", "openvino"):
+        with pytest.raises(InputError, match="triton needs a CUDA device|unknown implementation"):
+            choice.choose_for_training("cpu", name, NETWORK)
+    machine(cuda=True)
+    assert choice.choose_for_training("cuda", "auto", NETWORK)[0] == "triton"
+    machine(cuda=True, triton="no Python.h: sudo apt install python3-dev")
+    name, reason = choice.choose_for_training("cuda", "auto", NETWORK)
+    assert name == "folded" and "python3-dev" in reason
+
+
 def test_precision_that_the_chip_lacks(machine):
     machine(cuda=True, capability=(7, 5))
     assert plan().precision == "fp16"

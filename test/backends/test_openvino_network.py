@@ -78,11 +78,11 @@ def test_few_sizes_are_kept(compiled, monkeypatch):
     sizes = [(32 + k, 40) for k in range(openvino_network.SIZES_KEPT + 2)]
     for size in sizes:
         compiled(*pair(size), False)
-    assert list(compiled._requests) == sizes[-openvino_network.SIZES_KEPT :]
+    assert compiled._requests.keys() == sizes[-openvino_network.SIZES_KEPT :]
     request = compiled._requests[sizes[-2]]
     compiled(*pair(sizes[-2]), False)
     assert compiled._requests[sizes[-2]] is request, "a size that comes back is not compiled again"
-    assert list(compiled._requests)[-1] == sizes[-2], "and is the last to go"
+    assert compiled._requests.keys()[-1] == sizes[-2], "and is the last to go"
 
 
 def test_memory_does_not_grow_with_frames(compiled):

@@ -8,10 +8,13 @@ import torch
 from torch import nn
 
 from isfl_ros.errors import InputError
+from isfl_ros.network import cfi
+from isfl_ros.network.checkpoint import load_model
 from isfl_ros.network.config import ARCHITECTURES, IsflConfig
 from isfl_ros.network.model import IsflNet, for_inference, mean_gate
 from isfl_ros.network.plain import plain_forward
 from isfl_ros.network.release import read_release
+from isfl_ros.resources import resolve_model
 
 SIZES = [(32, 32), (33, 47), (101, 147), (64, 80)]
 
@@ -153,3 +156,40 @@ def test_unusable_inputs_are_refused(visible, infrared, message):
 def test_configuration_is_checked(values):
     with pytest.raises(InputError, match=f"network.{next(iter(values))} out of range"):
         IsflConfig(**values)
+
+
+@pytest.mark.parametrize(("precision", "most", "mean"), [("fp16", 2.0, 0.2), ("bf16", 4.0, 1.0)])
+def test_half_precision_on_the_golden_crops(reference_values, precision, most, mean):
+    """Weights and feature maps in 16 bits, in grey levels of the fused picture. Torch on a CPU stands in for a GPU here."""
+    release, _ = read_release(reference_values / "isfuse_release.safetensors")
+    shipped, _ = load_model(resolve_model("isfl"))
+    golden = np.load(reference_values / "isfuse_release_golden.npz")
+    for network in (release, shipped):
+        exact, rough = for_inference(network), for_inference(network, precision=precision)
+        for index in range(3):
+            visible, infrared = (
+                torch.from_numpy(golden[f"{index}_{name}"]).reshape(1, 1, *golden[f"{index}_fused"].shape[-2:])
+                for name in ("visible_luma", "infrared")
+            )
+            with torch.inference_mode():
+                difference = 255 * (rough(visible, infrared) - exact(visible, infrared)).abs()
+            assert 0 < float(difference.max()) <= most and float(difference.mean()) <= mean
+
+
+@pytest.mark.parametrize("implementation", ["reference", "folded", "triton"])
+def test_prepared_network_runs_in_every_implementation(implementation, kernel_device, monkeypatch):
+    """Triton runs in its interpreter here, at a size of a few tiles."""
+    if implementation == "triton":
+        pytest.importorskip("triton", reason="Triton is an optional dependency: pip install triton")
+    blends = []
+    original = cfi.gated_blend
+    monkeypatch.setattr(cfi, "gated_blend", lambda *a, **k: (blends.append(k["implementation"]), original(*a, **k))[1])
+    network = random_network(IsflConfig(width=16, grid=4, gate_width=8), torch.float32).to(kernel_device)
+    visible, infrared = (x.to(kernel_device) for x in pair((33, 47), torch.float32))
+    wanted, wanted_gates = plain_forward(network.state_dict(), visible, infrared, grid=4)
+    with torch.inference_mode():
+        fused, gates = for_inference(network, implementation=implementation)(visible, infrared, return_gates=True)
+    assert relative(fused, wanted) <= 1e-5
+    for got, want in zip(gates, wanted_gates, strict=True):
+        assert relative(got, want) <= 1e-5
+    assert blends == (["triton"] * 3 if implementation == "triton" else []), "the gate and blend of each scale"

@@ -37,13 +37,14 @@ class BlendLaunch:
     tile_height: int
     tile_width: int
     k_block: int
+    unroll: bool
     keep_taps: bool
     precision: str
     options: dict[str, int]
 
 
 def launch_configuration(
-    channels: int, gate_width: int, dtype: torch.dtype, tf32: bool, capability: int
+    channels: int, gate_width: int, dtype: torch.dtype, tf32: bool, capability: int, channels_last: bool
 ) -> BlendLaunch:
     """The one place that decides block sizes; the launcher and the ahead-of-time proof both ask here.
 
@@ -52,20 +53,25 @@ def launch_configuration(
         dtype: of the features.
         tf32: float32 products may be rounded to tf32.
         capability: compute capability as one number, for example 90.
+        channels_last: memory layout of the features.
     """
     from isfl_ros.ops.gated_blend.api import padded
 
-    # Without tensor cores (IEEE products; Triton uses none below 8.0 either) every thread holds whole rows of both operands.
+    # Without tensor cores (IEEE products; Triton uses none below 8.0 either) every thread holds whole rows of both operands:
+    # few channels at a time. Contiguous features cost an address per element: the same.
     tensor_cores = capability >= 80 and (dtype != torch.float32 or tf32)
-    k = padded(channels)
+    c_padded = padded(channels)
+    half = dtype != torch.float32
+    unroll = tensor_cores and channels_last and c_padded <= (64 if half else 32)
     return BlendLaunch(
-        padded=k,
+        padded=c_padded,
         gate=padded(gate_width),
         tile_height=4,
         tile_width=16,
-        k_block=k if tensor_cores else min(k, 16),
-        keep_taps=tensor_cores and dtype != torch.float32,
-        precision="tf32" if tensor_cores and dtype == torch.float32 else "ieee",
+        k_block=c_padded if unroll else min(c_padded, 32 if tensor_cores and channels_last else 16),
+        unroll=unroll,
+        keep_taps=unroll and half,
+        precision="tf32" if tensor_cores and not half else "ieee",
         options={"num_warps": 4, "num_stages": 1, "enable_fp_fusion": True},
     )
 
@@ -112,7 +118,7 @@ def fused_blend(
         return blended, gate
 
     tf32 = triton_support.tf32_allowed(complementary.dtype)
-    launch = launch_configuration(c, gate_width, complementary.dtype, tf32, capability)
+    launch = launch_configuration(c, gate_width, complementary.dtype, tf32, capability, last)
     tiles_x = -(-w // launch.tile_width)
     tiles_y = -(-h // launch.tile_height)
     programs_wanted = _PROGRAMS_PER_MULTIPROCESSOR * triton_support.multiprocessors(device)
@@ -160,7 +166,7 @@ def ahead_of_time_cases(
 
     kernel = _kernels().gated_blend_kernel
     gate_width = gate_width or max(1, channels // 2)
-    launch = launch_configuration(channels, gate_width, dtype, tf32, capability)
+    launch = launch_configuration(channels, gate_width, dtype, tf32, capability, channels_last)
     constants = _constants(launch, channels, channels_last, NEGATIVE_SLOPE)
     features = f"*{triton_support.TRITON_TYPES[dtype]}"
     pointers = {name: features for name in kernel.arg_names if name.startswith("p_")} | {"p_head": "*fp32"}
@@ -186,6 +192,7 @@ def _constants(launch: BlendLaunch, channels: int, channels_last: bool, negative
         "TILE_HEIGHT": launch.tile_height,
         "TILE_WIDTH": launch.tile_width,
         "K_BLOCK": launch.k_block,
+        "UNROLL": launch.unroll,
         "KEEP_TAPS": launch.keep_taps,
         "CHANNELS_LAST": channels_last,
         "PRECISION": launch.precision,

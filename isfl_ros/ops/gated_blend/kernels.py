@@ -22,6 +22,29 @@ def _load(p_tile, o_pixel, o_channel, m_pixel, channels: tl.constexpr, padded: t
 
 
 @triton.jit
+def _load_tap(
+    p_tile,
+    o_pixel,
+    o_y,
+    o_x,
+    o_channel,
+    down,
+    right,
+    height,
+    width,
+    plane,
+    channels: tl.constexpr,
+    padded: tl.constexpr,
+    last: tl.constexpr,
+):
+    """Block (P, K) of the pixels that lie ``down`` and ``right`` (-1, 0 or 1) of the tile's own; 0 outside the picture."""
+    m_tap = (o_y + down >= 0) & (o_y + down < height) & (o_x + right >= 0) & (o_x + right < width)  # P
+    stride: tl.constexpr = channels if last else 1
+    p_tap = p_tile + (down * width + right) * stride
+    return _load(p_tap, o_pixel, o_channel, m_tap, channels, padded, last, plane)
+
+
+@triton.jit
 def _load_taps(p_taps, o_row, o_g, gate: tl.constexpr):
     """Block (K, G) of the weights (9 C_padded, G)."""
     return tl.load(p_taps + o_row[:, None] * gate + o_g[None, :])
@@ -48,7 +71,8 @@ def gated_blend_kernel(
     TILE_HEIGHT: tl.constexpr,
     TILE_WIDTH: tl.constexpr,
     K_BLOCK: tl.constexpr,  # channels that one dot takes
-    KEEP_TAPS: tl.constexpr,  # weights loaded once per program (into shared memory on cc 90), not once per tile
+    UNROLL: tl.constexpr,  # all taps in a row, each with one dot over all channels (K_BLOCK == PADDED)
+    KEEP_TAPS: tl.constexpr,  # only with UNROLL: weights loaded once per program (into shared memory on cc 90), not once per tile
     CHANNELS_LAST: tl.constexpr,
     PRECISION: tl.constexpr,  # "ieee" or "tf32"
     SLOPE: tl.constexpr,
@@ -75,8 +99,8 @@ def gated_blend_kernel(
     BLOCKS: tl.constexpr = PADDED // K_BLOCK
     b_taps = ()  # of (K, G), tap-major
     if KEEP_TAPS:
-        for i_w in tl.static_range(9 * BLOCKS):
-            b_taps = b_taps + (_load_taps(p_taps, i_w * K_BLOCK + o_k, o_g, GATE),)
+        for i_tap in tl.static_range(9):
+            b_taps = b_taps + (_load_taps(p_taps, i_tap * PADDED + o_k, o_g, GATE),)
 
     first = i_strip * tiles_per_strip
     last = tl.minimum(first + tiles_per_strip, (height + TILE_HEIGHT - 1) // TILE_HEIGHT)
@@ -90,28 +114,48 @@ def gated_blend_kernel(
         p_v = p_visible + o_tile
         p_i = p_infrared + o_tile
 
-        if K_BLOCK == PADDED:  # all loads of the blend are on their way while the convolution runs
+        if UNROLL:  # all loads of the blend are on their way while the convolution runs
             b_c = _load(p_c, o_pixel, o_k, m_here, CHANNELS, PADDED, CHANNELS_LAST, plane)  # P C
             b_v = _load(p_v, o_pixel, o_k, m_here, CHANNELS, PADDED, CHANNELS_LAST, plane)
             b_i = _load(p_i, o_pixel, o_k, m_here, CHANNELS, PADDED, CHANNELS_LAST, plane)
 
         b_hidden = tl.zeros((PIXELS, GATE), dtype=tl.float32)  # P G
-        for i_row in tl.static_range(3):
-            for i_col in tl.static_range(3):
-                m_tap = (o_y + (i_row - 1) >= 0) & (o_y + (i_row - 1) < height)
-                m_tap = m_tap & (o_x + (i_col - 1) >= 0) & (o_x + (i_col - 1) < width)
-                p_tap = p_c + ((i_row - 1) * width + (i_col - 1)) * PIXEL_STRIDE
-                for i_k in tl.static_range(BLOCKS):
-                    o_c = i_k * K_BLOCK + o_k
-                    if i_row == 1 and i_col == 1 and K_BLOCK == PADDED:
+        if UNROLL:
+            for i_row in tl.static_range(3):
+                for i_col in tl.static_range(3):
+                    if i_row == 1 and i_col == 1:
                         b_x = b_c
                     else:
-                        b_x = _load(p_tap, o_pixel, o_c, m_tap, CHANNELS, PADDED, CHANNELS_LAST, plane)  # P K
+                        b_x = _load_tap(  # P K
+                            p_c,
+                            o_pixel,
+                            o_y,
+                            o_x,
+                            o_k,
+                            i_row - 1,
+                            i_col - 1,
+                            height,
+                            width,
+                            plane,
+                            CHANNELS,
+                            PADDED,
+                            CHANNELS_LAST,
+                        )
                     if KEEP_TAPS:
-                        b_w = b_taps[(i_row * 3 + i_col) * BLOCKS + i_k]  # K G
+                        b_w = b_taps[i_row * 3 + i_col]  # K G
                     else:
-                        b_w = _load_taps(p_taps, (i_row * 3 + i_col) * PADDED + o_c, o_g, GATE)
+                        b_w = _load_taps(p_taps, (i_row * 3 + i_col) * PADDED + o_k, o_g, GATE)
                     b_hidden = tl.dot(b_x, b_w, b_hidden, input_precision=PRECISION)
+        else:
+            for i_dot in range(9 * BLOCKS):
+                down = i_dot // BLOCKS // 3 - 1
+                right = i_dot // BLOCKS % 3 - 1
+                o_c = i_dot % BLOCKS * K_BLOCK + o_k
+                b_x = _load_tap(  # P K
+                    p_c, o_pixel, o_y, o_x, o_c, down, right, height, width, plane, CHANNELS, PADDED, CHANNELS_LAST
+                )
+                b_w = _load_taps(p_taps, i_dot * K_BLOCK + o_k, o_g, GATE)  # K G
+                b_hidden = tl.dot(b_x, b_w, b_hidden, input_precision=PRECISION)
 
         b_hidden += b_bias[None, :]
         b_hidden = tl.where(b_hidden > 0, b_hidden, b_hidden * SLOPE)
@@ -121,7 +165,7 @@ def gated_blend_kernel(
 
         for i_k in tl.static_range(BLOCKS):
             o_c = i_k * K_BLOCK + o_k
-            if K_BLOCK != PADDED:
+            if not UNROLL:
                 b_c = _load(p_c, o_pixel, o_c, m_here, CHANNELS, PADDED, CHANNELS_LAST, plane)
                 b_v = _load(p_v, o_pixel, o_c, m_here, CHANNELS, PADDED, CHANNELS_LAST, plane)
                 b_i = _load(p_i, o_pixel, o_c, m_here, CHANNELS, PADDED, CHANNELS_LAST, plane)

@@ -3,14 +3,14 @@
 Inference is three launches (partial pooling of both maps, tokens, attention of both directions). With gradients the map from
 pooled tokens to keys and values is plain torch in float32 between two ``autograd.Function``s.
 
-Shapes: B batch, C channels, H height, W width, N = H*W pixels, T = grid*grid pooled tokens, D = 2 directions.
+Shapes: B batch, C channels, H height, W width, N = H*W pixels, T = grid*grid pooled tokens, S splits of a bin's rows.
 CP is C and TP is T padded to what the kernels take. Importing this file does not import Triton.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,17 +19,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from isfl_ros.errors import InputError
-from isfl_ros.ops.triton_support import KernelCase, interpreter_is_on
+from isfl_ros.ops import triton_support
+from isfl_ros.ops.triton_support import KernelCase
 
 if TYPE_CHECKING:
     from isfl_ros.ops.pooled_cross_attention.api import FoldedProjections
 
-CHANNELS = range(1, 65)
-GRIDS = range(1, 17)
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-# Compute capability from which tensor cores multiply tf32; below it float32 is always IEEE.
-_TF32_CAPABILITY = 80
-_LOG2_E = 1.4426950408889634
+MAX_CHANNELS = 64
+MAX_GRID = 16
 
 
 def fused_attention(
@@ -37,28 +34,25 @@ def fused_attention(
 ) -> Tensor:
     """Same value as ``folded``; output in the memory format of ``visible``. Autocast does not change what it does.
 
-    With gradients, the gradients of both feature maps are computed even if only one of them requires one.
+    With gradients, those of both feature maps are computed even if only one of them requires one.
 
     Raises:
         InputError: width, grid, dtype or device that the kernels do not support; the message says what they do.
     """
     _check(visible, for_visible, for_infrared, grid)
-    if infrared.device.type == "cuda":
-        context = torch.cuda.device(infrared.device)
-    else:
-        context = contextlib.nullcontext()
-    with context:
+    triton_support.require_triton()
+    setting = Setting.of(visible, grid)
+    visible, infrared = setting.dense(visible), setting.dense(infrared)
+    with torch.cuda.device_of(visible):
         if torch.is_grad_enabled() and any(t.requires_grad for t in (visible, infrared, *for_visible, *for_infrared)):
-            pooled = _Pool.apply(visible, infrared, grid)  # B 2 T C
+            pooled = _Pool.apply(visible, infrared, setting)  # B 2 T C
             with torch.autocast(visible.device.type, enabled=False):
                 tokens = torch.stack(  # B 2 T 2C+1
                     (_project(pooled[:, 1], for_visible), _project(pooled[:, 0], for_infrared)), dim=1
                 )
-            return _Attend.apply(visible, infrared, tokens, grid)
-        setting = Setting.of(visible, grid)
-        visible, infrared = setting.dense(visible), setting.dense(infrared)
+            return _Attend.apply(visible, infrared, tokens, setting)
         partial = _partial_pool(visible, infrared, setting)
-        return _attend(visible, infrared, _finish_tokens(partial, for_visible, for_infrared, visible, setting), setting)
+        return _attend(visible, infrared, _finish_tokens(partial, visible, for_visible, for_infrared, setting), setting)
 
 
 def _project(pooled: Tensor, folded: FoldedProjections) -> Tensor:
@@ -66,36 +60,51 @@ def _project(pooled: Tensor, folded: FoldedProjections) -> Tensor:
 
 
 def _check(visible: Tensor, for_visible: FoldedProjections, for_infrared: FoldedProjections, grid: int) -> None:
-    channels = visible.shape[1]
-    if channels not in CHANNELS:
+    if not 1 <= visible.shape[1] <= MAX_CHANNELS:
         raise InputError(
-            "the triton attention does not support this width", expected="1 to 64 channels", got=str(channels)
+            "width not supported by the triton attention",
+            expected=f"1 to {MAX_CHANNELS} channels",
+            got=str(visible.shape[1]),
         )
-    if grid not in GRIDS:
-        raise InputError("the triton attention does not support this pooled grid", expected="1 to 16", got=str(grid))
-    for name, dtype in (
-        ("features", visible.dtype),
-        ("for_visible", for_visible.matrix.dtype),
-        ("for_infrared", for_infrared.matrix.dtype),
+    if not 1 <= grid <= MAX_GRID:
+        raise InputError(
+            "pooled grid not supported by the triton attention", expected=f"1 to {MAX_GRID}", got=str(grid)
+        )
+    for name, tensor in (
+        ("features", visible),
+        *((f"for_visible {field}", tensor) for field, tensor in for_visible._asdict().items()),
+        *((f"for_infrared {field}", tensor) for field, tensor in for_infrared._asdict().items()),
     ):
-        if dtype not in DTYPES:
+        if tensor.dtype not in triton_support.TRITON_TYPES:
             raise InputError(
-                f"the triton attention does not support the dtype of {name}",
-                expected="float32, float16 or bfloat16",
-                got=str(dtype).removeprefix("torch."),
+                f"dtype of {name} not supported by the triton attention",
+                expected=", ".join(_name(dtype) for dtype in triton_support.TRITON_TYPES),
+                got=_name(tensor.dtype),
             )
     if visible.numel() == 0:
         raise InputError("the triton attention needs at least one pixel", got=f"features {tuple(visible.shape)}")
-    if visible.device.type != "cuda" and not interpreter_is_on():
+    device = visible.device
+    if device.type != "cuda" and not triton_support.interpreter_is_on():
         raise InputError(
-            "the triton attention needs tensors on a CUDA device",
+            "the triton attention runs on a CUDA device",
             expected="cuda",
-            got=str(visible.device),
-            do="move model and pictures there, or ask for the implementation 'folded'",
+            got=str(device),
+            do="move the features there or choose the implementation 'folded'",
+        )
+    capability = triton_support.capability(device)
+    if visible.dtype == torch.bfloat16 and capability < 80:
+        raise InputError(
+            "bfloat16 needs compute capability 8.0",
+            got=f"{capability // 10}.{capability % 10}",
+            do="use float16 or float32",
         )
 
 
-# --- Which kernel variant runs ---------------------------------------------------------------------------------------
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+# --- Which variant of a kernel runs ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,189 +115,301 @@ class Setting:
     grid: int
     dtype: torch.dtype
     tf32: bool
+    """Products of float32 features may be rounded to tf32, where the chip can."""
     capability: int
-    """Compute capability, 90 for 9.0."""
+    """Compute capability as one number, for example 90."""
     channels_last: bool
+    aligned: bool
+    """Contiguous layout only: H*W is a multiple of 16, so that 16 bytes of one channel can be loaded at a time."""
 
     @classmethod
     def of(cls, features: Tensor, grid: int) -> Setting:
+        _, channels, height, width = features.shape
+        channels_last = features.is_contiguous(memory_format=torch.channels_last)
         return cls(
-            channels=features.shape[1],
+            channels=channels,
             grid=grid,
             dtype=features.dtype,
-            tf32=torch.backends.cuda.matmul.allow_tf32,
-            capability=_capability(features.device),
-            channels_last=_is_channels_last(features),
+            tf32=triton_support.tf32_allowed(features.dtype),
+            capability=triton_support.capability(features.device),
+            channels_last=channels_last,
+            aligned=not channels_last and height * width % 16 == 0,
         )
 
-    def dense(self, features: Tensor) -> Tensor:
-        """The features in the layout that the kernels run on; a copy only if they are not in it already."""
-        layout = torch.channels_last if self.channels_last else torch.contiguous_format
-        return features.contiguous(memory_format=layout)
+    @property
+    def memory_format(self) -> torch.memory_format:
+        return torch.channels_last if self.channels_last else torch.contiguous_format
 
-    def launch(self, kernel: str) -> Launch:
-        """Block sizes, warps and stages of a kernel. The launcher and the ahead-of-time proof both ask here."""
-        return _launch(self, kernel)
+    def dense(self, features: Tensor) -> Tensor:
+        """The features in the layout that the kernels run on, from a multiple of 16 bytes on; a copy only if need be."""
+        features = features.contiguous(memory_format=self.memory_format)
+        return features if features.data_ptr() % 16 == 0 else features.clone(memory_format=self.memory_format)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
+    """One variant of one kernel."""
+
     constants: dict[str, Any]
     """Values of the kernel's ``constexpr`` arguments."""
-    num_warps: int
-    num_stages: int = 1
-    programs_per_multiprocessor: int = 1
-    """Of a kernel whose programs loop over tiles: how many of them are started per multiprocessor."""
-
-    @property
-    def options(self) -> dict[str, int]:
-        return {"num_warps": self.num_warps, "num_stages": self.num_stages}
+    options: dict[str, Any]
+    """What Triton is told: warps, stages, fused multiply-adds."""
+    programs_per_multiprocessor: int
+    """For a kernel whose programs loop over tiles: how many of them are started per multiprocessor."""
 
 
 @functools.lru_cache(maxsize=None)
-def _launch(setting: Setting, kernel: str) -> Launch:
-    channels = max(16, _power_of_two(setting.channels))
-    tokens = setting.grid**2
+def launch_configuration(setting: Setting, kernel: str) -> Launch:
+    """The one place that decides block sizes, warps and stages; the launcher and the ahead-of-time proof both ask here.
+
+    Args:
+        setting: what runs where.
+        kernel: name of a kernel in ``kernels.py`` without ``_kernel``.
+    """
+    channels, tokens = max(16, _power_of_two(setting.channels)), setting.grid**2
+    # Triton multiplies on tensor cores from 8.0 on; otherwise every thread holds whole rows of both operands.
     half = setting.dtype != torch.float32
-    tf32 = not half and setting.tf32 and setting.capability >= _TF32_CAPABILITY
-    shape = {"C": setting.channels, "CP": channels}
-    layout = {"CHANNELS_LAST": setting.channels_last}
-    precision = {"PRECISION": "tf32" if tf32 else "ieee"}
-
-    if kernel == "partial_pool":
-        return Launch(constants=shape | {"R": setting.grid, "ROWS": 4, "COLS": 16} | layout, num_warps=4)
-    if kernel == "finish_pool":
-        return Launch(constants=shape | {"R": setting.grid, "BLOCK_S": 16}, num_warps=4)
-    if kernel == "pool_backward":
-        return Launch(constants=shape | {"R": setting.grid, "BLOCK_N": 64} | layout, num_warps=4)
-    if kernel in ("attend", "finish_tokens"):
-        block_n, block_t, warps, stages, programs = _attend_blocks(setting.capability, half, tf32, channels, tokens)
-        padded = {"TP": _multiple(tokens, block_t)}
-        if kernel == "finish_tokens":
-            return Launch(constants=shape | {"R": setting.grid} | padded | {"BLOCK_S": 16}, num_warps=4)
-        blocks = {"BLOCK_N": block_n, "BLOCK_T": block_t}
-        return Launch(
-            constants=shape | padded | blocks | layout | precision | {"STAGES": stages},
-            num_warps=warps,
-            num_stages=stages,
-            programs_per_multiprocessor=programs,
-        )
-    block_n, block_t, warps = 64, min(64, max(16, _power_of_two(tokens))), 4
-    blocks = {"TP": _multiple(tokens, block_t), "BLOCK_N": block_n, "BLOCK_T": block_t}
-    if kernel == "attend_backward_pixels":
-        return Launch(constants=shape | blocks | layout | precision, num_warps=warps)
-    if kernel == "attend_backward_tokens":
-        return Launch(
-            constants=shape | {"R": setting.grid} | blocks | layout | precision,
-            num_warps=warps,
-            programs_per_multiprocessor=4,
-        )
-    raise KeyError(kernel)
-
-
-def _attend_blocks(
-    capability: int, half: bool, tf32: bool, channels: int, tokens: int
-) -> tuple[int, int, int, int, int]:
-    """BLOCK_N, BLOCK_T, warps, stages, programs per multiprocessor of the attention kernel."""
+    tensor_cores = setting.capability >= 80 and (half or setting.tf32)
     block_t = min(64, max(16, _power_of_two(tokens)))
-    if half or tf32:
-        return 64, block_t, 4, 2, 3
-    return 64, 16, 4, 1, 4
+    block_n, warps, stages, programs = 64, 4, 1, 4
+    if kernel in ("attend", "finish_tokens"):  # these two share the padding of tokens
+        if tensor_cores:
+            stages = 2
+        else:
+            block_t = 16
+    constants = {
+        "C": setting.channels,
+        "CP": channels,
+        "R": setting.grid,
+        "TP": -(-tokens // block_t) * block_t,
+        "ROWS": 4,
+        "COLS": 16,
+        "BLOCK_S": 16,
+        "BLOCK_N": block_n,
+        "BLOCK_T": block_t,
+        "CHANNELS_LAST": setting.channels_last,
+        "ALIGNED": setting.aligned,
+        "PRECISION": "tf32" if tensor_cores and not half else "ieee",
+        "STAGES": stages,
+    }
+    return Launch(
+        constants={name: constants[name] for name in _kernel(kernel).arg_names if name in constants},
+        options={"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True},
+        programs_per_multiprocessor=programs,
+    )
 
 
 def _power_of_two(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
-def _multiple(n: int, of: int) -> int:
-    return -(-n // of) * of
-
-
-def _is_channels_last(features: Tensor) -> bool:
-    return features.is_contiguous(memory_format=torch.channels_last) and not features.is_contiguous()
-
-
 @functools.lru_cache(maxsize=None)
-def _capability(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 90  # Triton's interpreter runs what the newest tested chip would
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
+def _kernel(name: str) -> Any:
+    from isfl_ros.ops.pooled_cross_attention import kernels
+
+    return getattr(kernels, f"{name}_kernel")
 
 
-@functools.lru_cache(maxsize=None)
-def _multiprocessors(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 1  # in Triton's interpreter: few programs, so that they loop
-    return torch.cuda.get_device_properties(device).multi_processor_count
+# Pointers that do not have the dtype of the features.
+_FLOAT32 = {"p_partial", "p_pooled", "p_offsets", "p_lse", "p_delta", "p_grad_pooled"}
+# Weights of inference are prepared in float32.
+_FLOAT32 |= {"p_matrix_visible", "p_bias_visible", "p_matrix_infrared", "p_bias_infrared"}
+_FORWARD = ("partial_pool", "finish_tokens", "attend")
+_TRAINING = ("finish_pool", "attend_backward_pixels", "attend_backward_tokens", "pool_backward")
+
+
+def ahead_of_time_cases(
+    channels: int,
+    grid: int,
+    dtype: torch.dtype,
+    tf32: bool,
+    capability: int,
+    *,
+    channels_last: bool = True,
+    aligned: bool = False,
+    training: bool = False,
+) -> list[KernelCase]:
+    """What :func:`fused_attention` launches for features of this kind, for compilation without a GPU.
+
+    Args:
+        channels, grid, dtype, tf32, capability, channels_last, aligned: as in :class:`Setting`.
+        training: also the kernels that only training launches.
+    """
+    setting = Setting(
+        channels=channels,
+        grid=grid,
+        dtype=dtype,
+        tf32=tf32,
+        capability=capability,
+        channels_last=channels_last,
+        aligned=aligned,
+    )
+    layout = "channels-last" if channels_last else f"contiguous{' aligned' if aligned else ''}"
+    precision = "tf32" if tf32 else triton_support.TRITON_TYPES[dtype]
+    cases = []
+    for name in _FORWARD + (_TRAINING if training else ()):
+        launch, kernel = launch_configuration(setting, name), _kernel(name)
+        pointers = {
+            argument: "*fp32" if argument in _FLOAT32 else f"*{triton_support.TRITON_TYPES[dtype]}"
+            for argument in kernel.arg_names
+            if argument.startswith("p_")
+        }
+        kinds = pointers | dict.fromkeys(launch.constants, "constexpr")
+        cases.append(
+            KernelCase(
+                name=f"{name} {precision} C{channels} r{grid} {layout}",
+                kernel=kernel,
+                signature={argument: kinds.get(argument, "i32") for argument in kernel.arg_names},
+                constants=launch.constants,
+                divisible_by_16=tuple(pointers),  # Setting.dense and the allocator see to it
+                options=launch.options,
+            )
+        )
+    return cases
 
 
 # --- Launches --------------------------------------------------------------------------------------------------------
 
 
 def _run(kernel: str, programs: tuple[int, ...], setting: Setting, *arguments: Tensor | int) -> None:
-    launch = setting.launch(kernel)
+    launch = launch_configuration(setting, kernel)
     _kernel(kernel)[programs](*arguments, **launch.constants, **launch.options)
 
 
-@functools.lru_cache(maxsize=None)
-def _kernel(name: str) -> Any:
-    try:
-        from isfl_ros.ops.pooled_cross_attention import kernels
-    except ImportError as error:
-        raise InputError(
-            "the triton attention needs Triton", got=str(error), do="pip install triton, or ask for 'folded'"
-        ) from error
-    return getattr(kernels, f"{name}_kernel")
-
-
-def _uninitialised(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Every output and buffer of the kernels comes from here, so that a test can hand out poisoned memory."""
-    return torch.empty(shape, dtype=dtype, device=device)
-
-
-def _like(features: Tensor, setting: Setting) -> Tensor:
-    b, c, h, w = features.shape
-    if setting.channels_last:
-        return _uninitialised((b, h, w, c), features.dtype, features.device).permute(0, 3, 1, 2)
-    return _uninitialised((b, c, h, w), features.dtype, features.device)
+def _uninitialised(
+    shape: tuple[int, ...], dtype: torch.dtype, like: Tensor, layout: torch.memory_format = torch.contiguous_format
+) -> Tensor:
+    """Memory that the kernels fill entirely; tests replace this to find out that they do."""
+    return torch.empty(shape, dtype=dtype, device=like.device, memory_format=layout)
 
 
 def _programs(tiles: int, batch: int, setting: Setting, kernel: str, device: torch.device) -> int:
-    """How many programs share the tiles of a picture: as many as the device holds, all with equally many tiles."""
-    at_once = _multiprocessors(device) * setting.launch(kernel).programs_per_multiprocessor
-    tiles_per_program = -(-tiles * batch // at_once)
-    return -(-tiles // tiles_per_program)
+    """How many programs share the tiles of a picture: what the chip holds at once, and as evenly as that allows."""
+    at_once = triton_support.multiprocessors(device) * launch_configuration(setting, kernel).programs_per_multiprocessor
+    return -(-tiles // -(-tiles * batch // at_once))
 
 
-# Programs of the pooling kernel that keep every chip busy (132 multiprocessors with eight each).
+# Programs of the pooling kernel that keep a large chip busy (132 multiprocessors with eight each).
 _POOL_PROGRAMS = 1024
 
 
 def _partial_pool(visible: Tensor, infrared: Tensor, setting: Setting) -> Tensor:
-    """Sums (B, 2, T, S, C) fp32 over the S row ranges of every bin."""
+    """Sums (B, 2, T, S, C) float32 over the S row ranges of every bin of both maps."""
     b, c, h, w = visible.shape
     bins = setting.grid**2
-    rows = setting.launch("partial_pool").constants["ROWS"]
-    tallest = -(-h // setting.grid) + 1
-    splits = min(-(-_POOL_PROGRAMS // (bins * b)), -(-tallest // rows))
-    partial = _uninitialised((b, 2, bins, splits, c), torch.float32, visible.device)
+    tallest_bin = -(-h // setting.grid) + 1
+    rows = launch_configuration(setting, "partial_pool").constants["ROWS"]
+    splits = min(-(-_POOL_PROGRAMS // (bins * b)), -(-tallest_bin // rows))
+    partial = _uninitialised((b, 2, bins, splits, c), torch.float32, visible)
     _run("partial_pool", (bins, splits, b), setting, visible, infrared, partial, h, w, splits)
-    return partial, h, w
+    return partial
+
+
+def _finish_pool(partial: Tensor, features: Tensor, setting: Setting) -> Tensor:
+    """Pooled tokens (B, 2, T, C) float32."""
+    b, _, bins, splits, c = partial.shape
+    pooled = _uninitialised((b, 2, bins, c), torch.float32, partial)
+    _run("finish_pool", (bins, 2, b), setting, partial, pooled, *features.shape[2:], splits)
+    return pooled
 
 
 def _finish_tokens(
-    partial: tuple[Tensor, int, int],
+    partial: Tensor,
+    features: Tensor,
     for_visible: FoldedProjections,
     for_infrared: FoldedProjections,
-    features: Tensor,
     setting: Setting,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    sums, h, w = partial
-    b, splits = sums.shape[0], sums.shape[3]
-    launch = setting.launch("finish_tokens").constants
-    keys = _uninitialised((b, 2, launch["TP"], launch["CP"]), features.dtype, features.device)
-    offsets = _uninitialised((b, 2, launch["TP"]), torch.float32, features.device)
-    values = _uninitialised((b, 2, launch["TP"], launch["CP"]), features.dtype, features.device)
+    """Keys (B, 2, TP, CP), offsets (B, 2, TP) float32 and values (B, 2, TP, CP) as the attention kernel reads them."""
+    b, splits = partial.shape[0], partial.shape[3]
+    constants = launch_configuration(setting, "finish_tokens").constants
+    tp, cp = constants["TP"], constants["CP"]
+    keys = _uninitialised((b, 2, tp, cp), setting.dtype, partial)
+    offsets = _uninitialised((b, 2, tp), torch.float32, partial)
+    values = _uninitialised((b, 2, tp, cp), setting.dtype, partial)
     weights = [t.contiguous() for t in (*for_visible, *for_infrared)]
-    _run("finish_tokens", (launch["TP"], 2, b), setting, sums, *weights, keys, offsets, values, h, w, splits)
+    _run("finish_tokens", (tp, 2, b), setting, partial, *weights, keys, offsets, values, *features.shape[2:], splits)
+    return keys, offsets, values
+
+
+def _padded(tokens: Tensor, setting: Setting, kernel: str) -> tuple[Tensor, Tensor, Tensor]:
+    """The same in torch, from tokens (B, 2, T, 2C+1) float32."""
+    constants = launch_configuration(setting, kernel).constants
+    t, c = setting.grid**2, setting.channels
+    bottom, right = constants["TP"] - t, constants["CP"] - c
+    keys, offsets, values = tokens.split((c, 1, c), dim=-1)
+    log2_e = 1.0 / math.log(2.0)
+    keys = F.pad(keys * log2_e, (0, right, 0, bottom)).to(setting.dtype)
+    offsets = F.pad(offsets[..., 0] * log2_e, (0, bottom), value=-math.inf)
+    values = F.pad(values, (0, right, 0, bottom)).to(setting.dtype)
+    return keys, offsets, values
+
+
+def _attend(visible: Tensor, infrared: Tensor, tokens: tuple[Tensor, Tensor, Tensor], setting: Setting) -> Tensor:
+    b, _, h, w = visible.shape
+    out = _uninitialised(tuple(visible.shape), setting.dtype, visible, setting.memory_format)
+    tiles = -(-h * w // launch_configuration(setting, "attend").constants["BLOCK_N"])
+    programs = _programs(tiles, b, setting, "attend", visible.device)
+    _run("attend", (programs, b), setting, visible, infrared, *tokens, out, h * w)
+    return out
+
+
+class _Pool(torch.autograd.Function):
+    """Adaptive average pooling of both maps (B, C, H, W) to tokens (B, 2, T, C) float32."""
+
+    @staticmethod
+    def forward(ctx: Any, visible: Tensor, infrared: Tensor, setting: Setting) -> Tensor:
+        ctx.shape, ctx.setting = tuple(visible.shape), setting
+        return _finish_pool(_partial_pool(visible, infrared, setting), visible, setting)
+
+    @staticmethod
+    def backward(ctx: Any, grad_pooled: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        if not any(ctx.needs_input_grad):
+            return None, None, None
+        setting: Setting = ctx.setting
+        b, _, h, w = ctx.shape
+        grads = [_uninitialised(ctx.shape, setting.dtype, grad_pooled, setting.memory_format) for _ in range(2)]
+        tiles = -(-h * w // launch_configuration(setting, "pool_backward").constants["BLOCK_N"])
+        bins = [1 if size % setting.grid == 0 else -(-setting.grid // size) + 1 for size in (h, w)]
+        with torch.cuda.device_of(grad_pooled):
+            _run("pool_backward", (tiles, b), setting, grad_pooled.contiguous(), *grads, h, w, *bins)
+        return (*_wanted(ctx, grads), None)
+
+
+class _Attend(torch.autograd.Function):
+    """Both directions of the attention from tokens (B, 2, T, 2C+1) float32."""
+
+    @staticmethod
+    def forward(ctx: Any, visible: Tensor, infrared: Tensor, tokens: Tensor, setting: Setting) -> Tensor:
+        ctx.save_for_backward(visible, infrared, tokens)
+        ctx.setting = setting
+        return _attend(visible, infrared, _padded(tokens, setting, "attend"), setting)
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        visible, infrared, tokens = ctx.saved_tensors
+        setting: Setting = ctx.setting
+        b, c, h, w = visible.shape
+        grad_out = setting.dense(grad_out)
+        with torch.cuda.device_of(grad_out):
+            padded = _padded(tokens, setting, "attend_backward_pixels")
+            grads = [_uninitialised(tuple(visible.shape), setting.dtype, visible, setting.memory_format) for _ in range(2)]
+            statistics = [_uninitialised((b, 2, h * w), torch.float32, visible) for _ in range(2)]  # lse, delta
+            tiles = -(-h * w // launch_configuration(setting, "attend_backward_pixels").constants["BLOCK_N"])
+            shared = (visible, infrared, *padded, grad_out)
+            _run("attend_backward_pixels", (tiles, b), setting, *shared, *grads, *statistics, h * w)
+            if not ctx.needs_input_grad[2]:
+                return (*_wanted(ctx, grads), None, None)
+
+            padded = _padded(tokens, setting, "attend_backward_tokens")
+            constants = launch_configuration(setting, "attend_backward_tokens").constants
+            tiles, blocks = -(-h * w // constants["BLOCK_N"]), constants["TP"] // constants["BLOCK_T"]
+            chunks = _programs(tiles, b * 2 * blocks, setting, "attend_backward_tokens", visible.device)
+            partial = _uninitialised((chunks, *tokens.shape), torch.float32, visible)
+            shared = (visible, infrared, *padded, grad_out)
+            _run("attend_backward_tokens", (chunks, 2 * blocks, b), setting, *shared, *statistics, partial, h * w)
+        return (*_wanted(ctx, grads), partial.sum(0), None)
+
+
+def _wanted(ctx: Any, grads: list[Tensor]) -> list[Tensor | None]:
+    return [grad if needed else None for grad, needed in zip(grads, ctx.needs_input_grad)]

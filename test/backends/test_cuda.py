@@ -1,0 +1,111 @@
+"""The CUDA backend on a real device: ISFL_TEST_DEVICE=cuda. Its program is tested without one in test_device_frame.py."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from isfl_ros.backends.frame import RawFrame
+from isfl_ros.backends.host import HostBackend, TorchNetwork
+from isfl_ros.network.checkpoint import load_model
+from isfl_ros.network.model import for_inference
+from isfl_ros.resources import resolve_model
+
+
+@pytest.fixture(autouse=True)
+def _needs_a_device(kernel_device):
+    if kernel_device != "cuda" or not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device and ISFL_TEST_DEVICE=cuda")
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return load_model(resolve_model("isfl"))[0]
+
+
+def make(shipped, precision="fp32", implementation="triton"):
+    from isfl_ros.backends.cuda import CudaBackend
+
+    network = for_inference(shipped, implementation=implementation, precision=precision, device="cuda")
+    return CudaBackend(network, precision=precision)
+
+
+def frame(size, seed=0, **masks):
+    rng = np.random.default_rng(seed)
+    return RawFrame(
+        thermal=rng.integers(0, 256, size).astype(np.uint8),
+        black=0.0,
+        white=255.0,
+        thermal_valid=masks.get("thermal_valid"),
+        rgb=rng.integers(0, 256, (*size, 3)).astype(np.uint8),
+        rgb_valid=masks.get("rgb_valid"),
+    )
+
+
+# Grey levels by which a picture may differ from the CPU in float32, and the gate.
+BOUNDS = {"fp32": (1, 1e-4), "tf32": (2, 1e-2), "fp16": (2, 1e-2), "bf16": (8, 1e-1)}
+
+
+@pytest.mark.parametrize("implementation", ["triton", "folded", "reference"])
+@pytest.mark.parametrize("precision", BOUNDS)
+def test_fuses_as_the_cpu_does(shipped, implementation, precision):
+    if precision in ("tf32", "bf16") and torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("this chip has neither tf32 nor bf16")
+    host = HostBackend(TorchNetwork(for_inference(shipped)))
+    device = make(shipped, precision, implementation)
+    levels, gate = BOUNDS[precision]
+    for seed, size in enumerate([(120, 160), (61, 75), (120, 160), (480, 640)]):
+        mask = np.random.default_rng(seed).random(size) > 0.2
+        for masks in ({}, {"thermal_valid": mask}, {"rgb_valid": mask, "thermal_valid": ~mask}):
+            wanted = host.fuse(frame(size, seed, **masks), gate=True)
+            got = device.fuse(frame(size, seed, **masks), gate=True)
+            assert np.abs(got.luma.astype(int) - wanted.luma).max() <= levels
+            assert np.abs(got.gate - wanted.gate).max() <= gate
+            assert got.device == "cuda" and got.stages_ms["network"] > 0
+
+
+def test_a_graph_is_captured_once_a_kind_and_few_are_kept(shipped):
+    from isfl_ros.backends.cuda import GRAPHS_KEPT
+
+    device = make(shipped)
+    sizes = [(40 + k, 48) for k in range(GRAPHS_KEPT + 1)]
+    for size in sizes:
+        device.fuse(frame(size), gate=False)
+    assert [key[0] for key in device._captured.keys()] == sizes[1:]
+    graph = device._captured[device._captured.keys()[-1]].graph
+    device.fuse(frame(sizes[-1], 5), gate=False)
+    assert device._captured[device._captured.keys()[-1]].graph is graph
+
+
+def test_memory_does_not_grow_and_is_freed(shipped):
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    device = make(shipped)
+    for seed in range(3):
+        device.fuse(frame((240, 320), seed), gate=True)
+    held = torch.cuda.memory_reserved()
+    for seed in range(30):
+        device.fuse(frame((240, 320), seed), gate=True)
+    assert torch.cuda.memory_reserved() == held
+    device.close()
+    del device
+    torch.cuda.synchronize()
+    assert torch.cuda.memory_allocated() - before < 1 << 20
+
+
+def test_out_of_memory_is_finished_on_the_cpu(shipped):
+    from isfl_ros.pipeline import FusionPipeline, PipelineConfig
+
+    pipeline = FusionPipeline(PipelineConfig(device="cuda"))
+    pair = frame((240, 320))
+    wanted = pipeline.fuse(pair.thermal, pair.rgb)
+    larger = frame((480, 640))
+    torch.cuda.set_per_process_memory_fraction(1e-4)
+    try:
+        torch.cuda.empty_cache()
+        got = pipeline.fuse(larger.thermal, larger.rgb)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert wanted.device == "cuda" and got.device == "cpu"
+    assert "out of memory" in pipeline.description["device_reason"]
