@@ -46,6 +46,14 @@ colcon: $(COLCON_READY) ## build and test with colcon, then run the installed no
 clean: ## remove what builds leave behind; .venv stays
 	rm -rf build install log demo_out
 
+.PHONY: benchmark benchmark-gpu
+NAME ?= $(shell date +%Y-%m-%d)
+benchmark: $(READY) ## time, accuracy and memory of models/isfl on this machine (ARGS='--size 640x480 --json FILE')
+	$(BIN)/isfl benchmark $(ARGS)
+
+benchmark-gpu: $(READY) ## everything that needs a CUDA device, into docs/benchmarks/NAME (ARGS='--reference FOLDER')
+	$(BIN)/python -m isfl_ros.benchmarks.gpu --out docs/benchmarks/$(NAME) $(ARGS)
+
 .PHONY: train-full
 DATA ?= ../shared/data
 train-full: $(READY) ## the full schedule of models/isfl on a GPU, then its table (DATA=folder of the pairs)

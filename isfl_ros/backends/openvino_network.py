@@ -61,14 +61,14 @@ class OpenVinoNetwork:
         self._check(network, _TOLERANCE[precision])
 
     def __call__(self, visible: np.ndarray, infrared: np.ndarray, gate: bool) -> tuple[np.ndarray, np.ndarray | None]:
-        fused, *gates = self._run(visible, infrared)
+        fused, *gates = self.run(visible, infrared)
         mean = None
         if gate and gates:
             mean = mean_gate([torch.from_numpy(g) for g in gates], visible.shape)[0, 0].numpy()
         return fused[0, 0].copy(), mean
 
-    def _run(self, visible: np.ndarray, infrared: np.ndarray) -> list[np.ndarray]:
-        """Outputs in OpenVINO's own memory: the next run of the same size changes them."""
+    def run(self, visible: np.ndarray, infrared: np.ndarray) -> list[np.ndarray]:
+        """Fused luma and gates, coarsest first, (1, 1, h, w) each, in OpenVINO's own memory: the next run changes them."""
         inputs = [np.ascontiguousarray(picture)[None, None] for picture in (visible, infrared)]
         result = self._requests[visible.shape].infer(inputs, share_inputs=True, share_outputs=True)
         return [result[k] for k in range(len(result))]
@@ -83,7 +83,7 @@ class OpenVinoNetwork:
         visible, infrared = (rng.random(_CHECKED, dtype=np.float32) for _ in range(2))
         with torch.inference_mode():
             wanted = _WithGates(network)(*(torch.from_numpy(x)[None, None] for x in (visible, infrared)))
-        got = self._run(visible, infrared)
+        got = self.run(visible, infrared)
         difference = max(float(np.abs(g - w.numpy()).max()) for g, w in zip(got, wanted, strict=True))
         self._requests.clear()
         if not difference <= tolerance:  # NaN too

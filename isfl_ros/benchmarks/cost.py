@@ -36,8 +36,7 @@ def scale_pixels(config: IsflConfig, height: int, width: int) -> list[int]:
 def convolution(channels_in: int, channels_out: int, kernel: int, pixels: int, element: int) -> Cost:
     """``2 * kernel^2 * channels_in * channels_out`` operations a pixel; reads the input map, writes the output map."""
     return Cost(
-        flops=2 * kernel**2 * channels_in * channels_out * pixels,
-        bytes=(channels_in + channels_out) * pixels * element,
+        flops=2 * kernel**2 * channels_in * channels_out * pixels, bytes=(channels_in + channels_out) * pixels * element
     )
 
 
@@ -49,8 +48,8 @@ def pool(config: IsflConfig, pixels: int, element: int) -> Cost:
 def attend(config: IsflConfig, pixels: int, element: int) -> Cost:
     """Both directions from pooled, folded tokens, in one pass.
 
-    Per pixel and direction ``2 C T`` for the scores and ``2 C T`` for the values: ``8 C T N`` in all, 16.4 k a pixel for
-    C = 32 and T = 64. Reads two maps, writes their sum: ``3 C N e``, 384 bytes a pixel in float32, 192 in float16.
+    Per pixel and direction ``2 C T`` for the scores and ``2 C T`` for the values: ``8 C T N`` in all, 16.4 k a pixel
+    for C = 32 and T = 64. Reads two maps, writes their sum: ``3 C N e``, 384 bytes a pixel in float32, 192 in float16.
     """
     tokens = config.grid**2
     return Cost(flops=8 * config.width * tokens * pixels, bytes=3 * config.width * pixels * element)
@@ -81,16 +80,18 @@ def integrator(config: IsflConfig, pixels: int, element: int) -> Cost:
 
     Three is the least: the tokens need every pixel before the first score, and the gate needs its neighbours.
     """
-    return pool(config, pixels, element) + fold(config) + attend(config, pixels, element) + blend(config, pixels, element)
+    return (
+        pool(config, pixels, element) + fold(config) + attend(config, pixels, element) + blend(config, pixels, element)
+    )
 
 
 def network(config: IsflConfig, height: int, width: int, element: int, *, folded: bool = True) -> Cost:
     """The whole network on one pair.
 
     Bytes are those of one pass a layer, with norm and activation inside the convolution before them and the up-sampling
-    inside the sum after it; weights are read once a frame. ``folded`` counts the exact algebra of the attention, which is
-    the least; without, query, key and value are projected for every pixel, as the paper writes it (the bytes are then
-    still the least).
+    inside the sum after it; weights are read once a frame. ``folded`` counts the exact algebra of the attention, which
+    is the least; without, query, key and value are projected for every pixel, as the paper writes it (the bytes are
+    then still the least).
     """
     total = Cost(0, 0)
     for part in _parts(config, scale_pixels(config, height, width), element):
@@ -127,7 +128,9 @@ def _parameters(config: IsflConfig) -> int:
     cfi = 6 * c * c + (9 * c * g + g if g else 9 * c) if config.cfi else 0
     refine = 9 * c * c if config.refine else 0
     decoders = 18 * c * c * (config.scales - 1)
-    return (1 if config.siamese else 2) * encoder + (cfi + refine) * config.scales + decoders + config.head_kernel**2 * c
+    return (
+        (1 if config.siamese else 2) * encoder + (cfi + refine) * config.scales + decoders + config.head_kernel**2 * c
+    )
 
 
 def floor_ms(cost: Cost, *, bytes_per_s: float, flops_per_s: float) -> tuple[float, str]:

@@ -1,4 +1,7 @@
-"""Accuracy of every precision on the golden crops of the authors' release. ``python -m isfl_ros.benchmarks.golden --help``."""
+"""Accuracy of every precision on the golden crops of the authors' release.
+
+``python -m isfl_ros.benchmarks.golden --help``
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from isfl_ros.backends.choice import IMPLEMENTATIONS, PRECISIONS
 from isfl_ros.benchmarks.environment import describe_environment
 from isfl_ros.benchmarks.inputs import RandomPair
 from isfl_ros.benchmarks.networks import contenders_of, difference
@@ -36,7 +38,7 @@ class _Crop(RandomPair):
 
 
 def measure_accuracy(reference: Path, *, device: str) -> list[dict]:
-    """Runs the release in every implementation and precision that can run on a device and compares with the golden values.
+    """Runs the release in every implementation and precision that a device has and compares with the golden values.
 
     Args:
         reference: folder with :data:`CHECKPOINT` and :data:`GOLDEN`.
@@ -66,8 +68,8 @@ def measure_accuracy(reference: Path, *, device: str) -> list[dict]:
             row[f"{name}_max_abs_diff"] = max(largest for largest, _, _ in apart)
             row[f"{name}_mean_abs_diff"] = sum(total for _, total, _ in apart) / sum(count for _, _, count in apart)
         bars = BARS.get(plan.precision)
-        row["within"] = None if bars is None else (
-            row["fused_max_abs_diff"] <= bars[0] and row["fused_mean_abs_diff"] <= bars[1]
+        row["within"] = (
+            None if bars is None else (row["fused_max_abs_diff"] <= bars[0] and row["fused_mean_abs_diff"] <= bars[1])
         )
         rows.append(row)
     return rows + [{key: entry[key] for key in ("implementation", "precision", "reason")} for entry in refused]
@@ -108,7 +110,9 @@ def format_accuracy(rows: list[dict]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status 0 when every bar is kept, 1 when one is not, 2 for bad input."""
-    parser = argparse.ArgumentParser(prog="python -m isfl_ros.benchmarks.golden", description=__doc__.partition("``")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m isfl_ros.benchmarks.golden", description=__doc__.partition("\n\n")[0]
+    )
     parser.add_argument("--reference", type=Path, required=True, help=f"folder with {CHECKPOINT} and {GOLDEN}")
     parser.add_argument("--device", default="cuda", choices=("cpu", "cuda"))
     parser.add_argument("--json", type=Path, required=True)
@@ -119,7 +123,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"golden: error: {error}", file=sys.stderr)
         return 2
     write_document(
-        args.json, {"format": FORMAT, "format_version": FORMAT_VERSION, "environment": describe_environment(), "rows": rows}
+        args.json,
+        {"format": FORMAT, "format_version": FORMAT_VERSION, "environment": describe_environment(), "rows": rows},
     )
     print(format_accuracy(rows))
     return 1 if any(row.get("within") is False for row in rows) else 0

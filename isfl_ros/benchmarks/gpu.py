@@ -1,7 +1,9 @@
-"""Everything that needs a CUDA device, in one command: ``python -m isfl_ros.benchmarks.gpu --out docs/benchmarks/NAME``.
+"""Everything that needs a CUDA device, in one command.
 
-Each part runs in a process of its own with a time limit; one that fails is recorded and the others go on. Needs a source
-tree, for its tests.
+``python -m isfl_ros.benchmarks.gpu --out docs/benchmarks/NAME``
+
+Each part runs in a process of its own with a time limit; one that fails is recorded and the others go on. Needs a
+source tree, for its tests.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ FORMAT = "isfl_ros-gpu"
 FORMAT_VERSION = 1
 SUMMARY = "summary.json"
 LOG = "log.txt"
-_SIZES = ("640x480", "1280x1024")
+_SIZES = {"640x480": 75, "1280x1024": 85}
+"""Sizes and how many seconds their benchmark may take."""
+_NO_DEVICE_NEEDED = ("--ignore", "test/ops/test_ahead_of_time.py")
 _ENDING_S = 5.0
 # Output that is there when a part is ended; compiled kernels, whatever the caller's shell says.
 _ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "TRITON_INTERPRET": "0"}
@@ -61,68 +65,58 @@ def gpu_parts(out: Path, *, model: str, reference: Path | None) -> list[Part]:
         reference: folder with the authors' checkpoint and the golden crops, or None.
     """
     root = shared_directory()
-    tests = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow and not kernels")
     no_tests = None if (root / "test" / "ops").is_dir() else "not a source tree: there are no tests"
-    on_device = {"ISFL_TEST_DEVICE": "cuda"}
-    common = ("-m", "isfl_ros.cli.main", "benchmark", "--model", model, "--device", "cuda", "--precision", "all", "--size", *_SIZES)
     no_reference = None
     if reference is None:
         no_reference = f"no --reference folder with {CHECKPOINT} and {GOLDEN} given"
     elif missing := [name for name in (CHECKPOINT, GOLDEN) if not (reference / name).is_file()]:
         no_reference = f"{missing[0]} is not in the --reference folder"
-    return [
-        Part(
-            name="kernels",
-            about="fused kernels against their references, on the device",
-            command=(*tests, "test/ops", "--ignore", "test/ops/test_ahead_of_time.py"),
-            environment=on_device,
-            limit_s=120,
+
+    def tests(name: str, about: str, folder: str, limit_s: float, *more: str) -> Part:
+        return Part(
+            name=name,
+            about=about,
+            command=(*"-m pytest -q -p no:cacheprovider -m".split(), "not slow and not kernels", folder, *more),
+            environment={"ISFL_TEST_DEVICE": "cuda"},
+            limit_s=limit_s,
             skip=no_tests,
-        ),
-        Part(
-            name="backends",
-            about="whole-frame path against numpy and OpenCV, on the device",
-            command=(*tests, "test/backends"),
-            environment=on_device,
-            limit_s=40,
-            skip=no_tests,
-        ),
-        Part(
-            name="golden",
-            about="accuracy of every precision on the golden crops",
-            command=("-m", "isfl_ros.benchmarks.golden", "--device", "cuda", "--reference", str(reference), "--json", str(out / "golden.json")),
-            result="golden.json",
-            limit_s=35,
+        )
+
+    def module(name: str, about: str, limit_s: float, words: str, *more: str, skip: str | None = None) -> Part:
+        result = f"{name}.json"
+        command = ("-m", *words.split(), *more, "--device", "cuda", "--json", str(out / result))
+        return Part(name=name, about=about, command=command, result=result, limit_s=limit_s, skip=skip)
+
+    parts = [
+        tests("kernels", "fused kernels against their references, on the device", "test/ops", 110, *_NO_DEVICE_NEEDED),
+        tests("backends", "whole-frame path against numpy and OpenCV, on the device", "test/backends", 40),
+        module(
+            "golden",
+            "accuracy of every precision on the golden crops",
+            30,
+            "isfl_ros.benchmarks.golden",
+            "--reference",
+            str(reference),
             skip=no_reference,
         ),
-        Part(
-            name="benchmark",
-            about=f"network, whole frame and memory at {' and '.join(_SIZES)}, every implementation and precision",
-            command=(
-                *common, "--implementation", "all", "--section", "memory", "network", "frame", "--frames", "40",
-                "--json", str(out / "benchmark.json"),
-            ),
-            result="benchmark.json",
-            limit_s=150,
-        ),
-        Part(
-            name="operations",
-            about=f"integrator and its parts at {' and '.join(_SIZES)} against eager and compiled reference",
-            command=(
-                *common, "--implementation", "triton", "folded", "--section", "operations",
-                "--json", str(out / "operations.json"),
-            ),
-            result="operations.json",
-            limit_s=110,
-        ),
-        Part(
-            name="training",
-            about="a step of the full training schedule, by implementation",
-            command=("-m", "isfl_ros.benchmarks.training_step", "--device", "cuda", "--json", str(out / "training.json")),
-            result="training.json",
-            limit_s=70,
-        ),
     ]
+    benchmark = "isfl_ros.cli.main benchmark --precision all --size"
+    for size, limit_s in _SIZES.items():
+        words = f"{benchmark} {size} --implementation all --section memory network frame --frames 40 --model"
+        parts.append(
+            module(
+                f"benchmark-{size}", "network, whole frame and memory, everything that can run", limit_s, words, model
+            )
+        )
+    for size in _SIZES:
+        words = f"{benchmark} {size} --implementation triton folded --section operations --model"
+        parts.append(
+            module(
+                f"operations-{size}", "integrator and its parts against eager and compiled reference", 58, words, model
+            )
+        )
+    step = "a step of the full training schedule, by implementation"
+    return [*parts, module("training", step, 65, "isfl_ros.benchmarks.training_step")]
 
 
 def run_parts(parts: list[Part], out: Path, *, root: Path) -> list[dict]:
@@ -134,8 +128,8 @@ def run_parts(parts: list[Part], out: Path, *, root: Path) -> list[dict]:
         root: folder that they start in.
 
     Returns:
-        For each part ``name``, ``about``, ``status`` (``passed``, ``failed``, ``timed out``, ``skipped``), ``seconds``, what
-        was wrong (``reason``), and its last line of output.
+        For each part ``name``, ``about``, ``status`` (``passed``, ``failed``, ``timed out``, ``skipped``), ``seconds``,
+        what was wrong (``reason``), and its last line of output.
     """
     about_machine = describe_environment()
     records: list[dict] = []
@@ -143,7 +137,9 @@ def run_parts(parts: list[Part], out: Path, *, root: Path) -> list[dict]:
         print(f"{part.name}: {part.about}", flush=True)
         record = {"name": part.name, "about": part.about, "limit_s": part.limit_s} | _run_part(part, out, root)
         records.append(record)
-        print(f"  {record['status']} in {record['seconds']:.0f} s: {record['reason'] or record['last_line']}", flush=True)
+        print(
+            f"  {record['status']} in {record['seconds']:.0f} s: {record['reason'] or record['last_line']}", flush=True
+        )
         document = {"format": FORMAT, "format_version": FORMAT_VERSION, "environment": about_machine, "parts": records}
         write_document(out / SUMMARY, document)
     return records
@@ -208,7 +204,12 @@ def _append_log(out: Path, part: Part, output: str, root: Path) -> None:
 
 def _anonymous(text: str, root: Path) -> str:
     """Paths as they mean something elsewhere: relative to the source tree, the interpreter's and the home by name."""
-    for path, name in ((root, "."), (Path(sys.prefix), "PREFIX"), (Path(sys.base_prefix), "PREFIX"), (Path.home(), "~")):
+    for path, name in (
+        (root, "."),
+        (Path(sys.prefix), "PREFIX"),
+        (Path(sys.base_prefix), "PREFIX"),
+        (Path.home(), "~"),
+    ):
         if path != Path(path.anchor):
             text = text.replace(str(path), name)
     return text
@@ -218,8 +219,12 @@ def main(argv: list[str] | None = None) -> int:
     """Exit status 0 when every part passed or was skipped, 1 when one did not, 2 for bad input."""
     parser = argparse.ArgumentParser(prog="python -m isfl_ros.benchmarks.gpu", description=__doc__.partition("\n\n")[0])
     parser.add_argument("--out", type=Path, help="folder to make, docs/benchmarks/NAME for example")
-    parser.add_argument("--model", default=BenchmarkConfig().model, help="model folder or shipped name (default: %(default)s)")
-    parser.add_argument("--reference", type=Path, help=f"folder with {CHECKPOINT} and {GOLDEN}; without, golden is skipped")
+    parser.add_argument(
+        "--model", default=BenchmarkConfig().model, help="model folder or shipped name (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--reference", type=Path, help=f"folder with {CHECKPOINT} and {GOLDEN}; without, golden is skipped"
+    )
     parser.add_argument("--parts", nargs="+", metavar="NAME", help="only these parts (default: all)")
     parser.add_argument("--list", action="store_true", help="print the parts and their time limits, run nothing")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier run in --out")
@@ -243,18 +248,27 @@ def _main(args: argparse.Namespace) -> int:
         parts = [part for part in parts if part.name in args.parts]
     if args.list:
         for part in parts:
-            print(f"{part.name:12}{part.limit_s:4.0f} s  {part.about}" + (f" (skipped: {part.skip})" if part.skip else ""))
+            print(
+                f"{part.name:22}{part.limit_s:4.0f} s  {part.about}" + (f" (skipped: {part.skip})" if part.skip else "")
+            )
         return 0
     choose_device("cuda")
     if args.out is None:
         raise InputError("--out is missing", do="name a folder, docs/benchmarks/NAME for example")
     check_replaceable(out, marker=SUMMARY, overwrite=args.overwrite)
     out.mkdir(parents=True, exist_ok=True)
-    for name in (SUMMARY, LOG, *(part.result for part in gpu_parts(out, model=args.model, reference=reference) if part.result)):
+    for name in (
+        SUMMARY,
+        LOG,
+        *(part.result for part in gpu_parts(out, model=args.model, reference=reference) if part.result),
+    ):
         (out / name).unlink(missing_ok=True)  # of an earlier run: its figures must not pass for this one's
     records = run_parts(parts, out, root=shared_directory())
     wrong = [record["name"] for record in records if record["status"] not in ("passed", "skipped")]
-    print(f"{len(records) - len(wrong)} of {len(records)} parts passed or skipped" + (f"; not: {', '.join(wrong)}" if wrong else ""))
+    print(
+        f"{len(records) - len(wrong)} of {len(records)} parts passed or skipped"
+        + (f"; not: {', '.join(wrong)}" if wrong else "")
+    )
     return 1 if wrong else 0
 
 

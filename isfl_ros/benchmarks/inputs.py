@@ -34,7 +34,7 @@ class RandomPair:
 
 
 def random_pairs(height: int, width: int, count: int, seed: int) -> list[RandomPair]:
-    """Pairs that depend on their arguments alone. Constant pictures would flatter: caches, branches, even matrix units."""
+    """Pairs that depend on their arguments alone. Constant pictures would flatter: branches, even matrix units."""
     rng = np.random.default_rng((seed, height, width))
     return [RandomPair(_picture(rng, height, width, 1)[:, :, 0], _picture(rng, height, width, 3)) for _ in range(count)]
 

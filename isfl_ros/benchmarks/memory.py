@@ -1,4 +1,4 @@
-"""Memory of a contender: the most that a frame takes on a CUDA device, what a process keeps frame after frame on the CPU."""
+"""Memory of a contender: the most that a frame takes on a CUDA device, what a process keeps from frame to frame."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FRAMES = 3
 
 
 def device_peak(make: Callable[[], Contender]) -> dict[str, int]:
-    """``peak_bytes``: most memory of the current CUDA device that torch has allocated during a frame, above what it had before.
+    """``peak_bytes``: most memory of the current CUDA device that is allocated in a frame, above what was before.
 
     Args:
         make: makes the contender; what it holds (weights, inputs) is counted.
@@ -33,7 +33,7 @@ def device_peak(make: Callable[[], Contender]) -> dict[str, int]:
 
 
 def device_held(make: Callable[[], Contender]) -> dict[str, int]:
-    """``held_bytes``: memory of the current CUDA device that a contender keeps, for those that allocate nothing in a frame."""
+    """``held_bytes``: memory of the current CUDA device that one keeps which allocates nothing in a frame."""
     _clear_device()
     before = torch.cuda.memory_reserved()
     contender = make()

@@ -1,7 +1,7 @@
 """The contenders of the network measurement: tensors in, fused luma and every gate out.
 
-Each holds the rotating inputs on its device. ``outputs(index)`` is what it makes of one of them: fused luma and the gates,
-coarsest first, float32 on the CPU.
+Each holds the rotating inputs on its device. ``outputs(index)`` is what it makes of one of them: fused luma and the
+gates, coarsest first, float32 on the CPU.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class Plain:
     """The network as one would write the paper down in torch: eager, NCHW, float32, evaluation mode, nothing folded.
 
     Args:
-        variant: of :data:`PLAIN_VARIANTS`. On CUDA ``plain_tf32_off`` and ``plain_tf32_on`` set both of torch's switches
-            (cuDNN and matrix products); ``plain`` and ``plain_torch_default`` touch none.
+        variant: of :data:`PLAIN_VARIANTS`. On CUDA ``plain_tf32_off`` and ``plain_tf32_on`` set both of torch's
+            switches (cuDNN and matrix products); ``plain`` and ``plain_torch_default`` touch none.
 
     Raises:
         InputError: the plain formulation has no such network.
@@ -67,9 +67,7 @@ class Plain:
                 stack.enter_context(float32_arithmetic("tf32" if allow else "fp32"))
                 # float32_arithmetic also has cuDNN search for algorithms, which is not torch's default.
                 cudnn = torch.backends.cudnn
-                stack.enter_context(
-                    cudnn.flags(enabled=True, benchmark=False, deterministic=False, allow_tf32=allow)
-                )
+                stack.enter_context(cudnn.flags(enabled=True, benchmark=False, deterministic=False, allow_tf32=allow))
             yield
 
     def run(self, index: int) -> tuple[Tensor, list[Tensor]]:
@@ -163,14 +161,14 @@ class OpenVino:
         return torch.inference_mode()
 
     def run(self, index: int) -> list:
-        return self._network._run(*self._inputs[index % len(self._inputs)])
+        return self._network.run(*self._inputs[index % len(self._inputs)])
 
     def outputs(self, index: int) -> list[Tensor]:
         return [torch.from_numpy(output.copy()).float() for output in self.run(index)]
 
 
 def contenders_of(network: nn.Module, pairs: list[RandomPair], plan: Plan) -> dict[str, Eager | Graph | OpenVino]:
-    """How a plan runs a network, by mode: ``compiled`` (OpenVINO), ``eager``, and on CUDA ``graph``; the pipeline's last."""
+    """How a plan runs a network: ``compiled`` (OpenVINO), ``eager``, and on CUDA ``graph``; the pipeline's way last."""
     if plan.implementation == "openvino":
         return {"compiled": OpenVino(network, pairs, plan)}
     modes: dict[str, Eager | Graph | OpenVino] = {"eager": Eager(network, pairs, plan)}

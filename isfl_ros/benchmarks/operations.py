@@ -1,8 +1,8 @@
-"""The Causal Feature Integrator and its parts at full scale, each implementation against the eager reference and its compilation.
+"""The Causal Feature Integrator and its parts at full scale against the eager reference and its compilation.
 
-All at one precision, on features as the finest scale has them. On CUDA every contender is captured as one graph over several
-sets of tensors that together exceed the cache, so that the device's work is timed and not Python; that flatters the eager
-reference. On the CPU calls are timed one by one, and the compiled reference does not take part.
+All at one precision, on features as the finest scale has them. On CUDA every contender is captured as one graph over
+several sets of tensors that together exceed the cache, so that the device's work is timed and not Python; that flatters
+the eager reference. On the CPU calls are timed one by one, and the compiled reference does not take part.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -24,20 +25,25 @@ from isfl_ros.benchmarks.timing import Timing, host_clock, take_turns
 from isfl_ros.network.cfi import Cfi
 from isfl_ros.network.model import for_inference
 from isfl_ros.ops.gated_blend import NEGATIVE_SLOPE, gated_blend
-from isfl_ros.ops.pooled_cross_attention import (
-    Projections,
-    attend_folded,
-    fold_projections,
-    pooled_cross_attention,
-)
+from isfl_ros.ops.pooled_cross_attention import Projections, attend_folded, fold_projections, pooled_cross_attention
 
-KERNELS = {"partial_pool_kernel": "pool", "finish_tokens_kernel": "pool", "attend_kernel": "attend", "gated_blend_kernel": "blend"}
+KERNELS = {
+    "partial_pool_kernel": "pool",
+    "finish_tokens_kernel": "pool",
+    "attend_kernel": "attend",
+    "gated_blend_kernel": "blend",
+}
 """Fused kernels of inference and the pass of the byte model that each belongs to."""
-_CACHE_TIMES = 4  # the sets of tensors together, relative to the device's largest cache
+_CACHE_TIMES = 4  # the sets of tensors together, and what is written between frames, relative to the device's cache
 _FEWEST_SETS, _MOST_SETS = 2, 16
 _WARM_UP_RUNS = 3
 _PROFILED_RUNS = 10
 _LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
+
+_COMPILED = "compiled reference"
+_LONGEST_REASON = 500
+
+_log = logging.getLogger(__name__)
 
 Call = Callable[..., object]
 
@@ -85,7 +91,7 @@ def measure_operations(
         refused += missing
     if "triton" in names and device == "cuda":
         try:
-            rows += _kernels(network, size, maps, precision, peaks)
+            rows += _kernels(network, size, maps, precision, device, peaks)
         except (RuntimeError, ImportError) as error:  # a profiler that this driver or container does not let in
             refused.append(
                 {"operation": "kernels", "kind": "unavailable", "precision": precision, "reason": f"profiler: {error}"}
@@ -93,7 +99,7 @@ def measure_operations(
     return rows, refused
 
 
-# -- what is measured ---------------------------------------------------------------------------------------------------
+# -- what is measured ---------------------------------------------------------------------------------------------
 
 
 def _integrator(network: nn.Module, implementation: str, precision: str, device: str) -> Cfi:
@@ -163,10 +169,8 @@ def _operations(
 def _feature_sets(channels: int, size: tuple[int, int], precision: str, device: str, seed: int) -> list[list[Tensor]]:
     """Sets of three maps (1, C, H, W), channels-last, distributed as after an activation."""
     bytes_of_set = 3 * channels * size[0] * size[1] * cost.BYTES[precision]
-    cache = 0
-    if device == "cuda":
-        cache = getattr(torch.cuda.get_device_properties(torch.cuda.current_device()), "L2_cache_size", 64 << 20)
-    count = min(_MOST_SETS, max(_FEWEST_SETS, -(-_CACHE_TIMES * cache // bytes_of_set)))
+    beyond_cache = _beyond_cache() if device == "cuda" else 0
+    count = min(_MOST_SETS, max(_FEWEST_SETS, -(-beyond_cache // bytes_of_set)))
     generator = torch.Generator(device).manual_seed(seed)
     sets = []
     for _ in range(count):
@@ -175,11 +179,17 @@ def _feature_sets(channels: int, size: tuple[int, int], precision: str, device: 
     return sets
 
 
+def _beyond_cache() -> int:
+    """Bytes that leave nothing else in the cache of the CUDA device."""
+    found = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return _CACHE_TIMES * getattr(found, "L2_cache_size", 64 << 20)
+
+
 def _laid_out(features: Tensor, layout: str) -> Tensor:
     return features.contiguous(memory_format=_LAYOUTS[layout])
 
 
-# -- measuring ----------------------------------------------------------------------------------------------------------
+# -- measuring ----------------------------------------------------------------------------------------------------
 
 
 class _Calls:
@@ -201,10 +211,9 @@ class _Calls:
 class _Captured(_Calls):
     """A contender on CUDA: a graph with one call for every set of tensors."""
 
-    def __init__(self, call: Call, sets: list[list[Tensor]], precision: str, cache: Tensor):
+    def __init__(self, call: Call, sets: list[list[Tensor]], precision: str):
         super().__init__(call, sets, precision)
         self.calls_in_a_frame = len(sets)
-        self.cache = cache
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with self.settings():
@@ -252,33 +261,43 @@ def _measure(
 ) -> tuple[list[dict], list[dict]]:
     refused: list[dict] = []
     sets = {
-        layout: [[_laid_out(m, layout) for m in features[: operation.inputs]] for features in maps] for layout in _LAYOUTS
+        layout: [[_laid_out(m, layout) for m in features[: operation.inputs]] for features in maps]
+        for layout in _LAYOUTS
     }
-    cache = torch.zeros(256 << 20, dtype=torch.uint8, device=device) if device == "cuda" else None
+    cache = torch.zeros(_beyond_cache(), dtype=torch.uint8, device=device) if device == "cuda" else None
 
     def contender(call: Call, layout: str) -> _Calls:
         if cache is None:
             return _Calls(call, sets[layout], precision)
-        return _Captured(call, sets[layout], precision, cache)
+        return _Captured(call, sets[layout], precision)
 
     clock = host_clock if cache is None else _clock_after_flush(cache)
     calls = {f"reference {layout}": (call, layout) for layout, call in operation.reference.items()}
     calls |= {name: (call, "channels_last") for name, call in operation.fused.items()}
-    contenders = {name: contender(*what) for name, what in calls.items()}
-    compiled = None
-    if device == "cuda":
-        # Compiled is the layout in which the eager reference is the faster one.
-        trial = take_turns({name: contenders[name] for name in calls if name.startswith("reference")}, clock, frames=3, warm_up=1)
-        best = min(trial, key=lambda name: min(trial[name]))
-        call, layout = calls[best]
+    contenders: dict[str, _Calls] = {}
+
+    def add(name: str, call: Call, layout: str) -> None:
         try:
-            torch.compiler.reset()
-            compiled = contender(torch.compile(call, dynamic=False), layout)
-        except Exception as error:  # a compiler with its own zoo of exceptions; what it could not do is listed
-            reason = " ".join(f"torch.compile: {type(error).__name__}: {error}".split())[:500]
-            refused.append({"operation": operation.name, "precision": precision, "kind": "failed", "reason": reason})
+            made = contender(call, layout)
+            with made.settings():
+                made.run(0)
+        except Exception as error:  # compilers raise what they like; it is listed, and the others are measured
+            _log.exception("%s by %s failed", operation.name, name)
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST_REASON]
+            about = {"operation": operation.name, "contender": name, "precision": precision}
+            refused.append(about | {"kind": "failed", "reason": reason})
         else:
-            contenders["compiled reference"] = compiled
+            contenders[name] = made
+
+    for name, (call, layout) in calls.items():
+        add(name, call, layout)
+    references = {name: made for name, made in contenders.items() if name.startswith("reference")}
+    if device == "cuda" and references:
+        # Compiled is the layout in which the eager reference is the faster one.
+        trial = take_turns(references, clock, frames=3, warm_up=1)
+        call, layout = calls[min(trial, key=lambda name: min(trial[name]))]
+        torch.compiler.reset()
+        add(_COMPILED, torch.compile(call, dynamic=False), layout)
     samples = take_turns(contenders, clock, frames=frames, warm_up=warm_up)
     rows = []
     for name, values in samples.items():
@@ -293,25 +312,25 @@ def _measure(
             }
         )
     medians = {row["contender"]: row["timing"]["median_ms"] for row in rows}
-    eager = min(medians[name] for name in medians if name.startswith("reference"))
+    eager = min((medians[name] for name in references), default=None)
+    compiled = medians.get(_COMPILED)
     for row in rows:
-        row["speedup_vs_reference"] = eager / medians[row["contender"]]
-        row["speedup_vs_compiled"] = (
-            medians["compiled reference"] / medians[row["contender"]] if compiled is not None else None
-        )
+        for key, opponent in (("speedup_vs_reference", eager), ("speedup_vs_compiled", compiled)):
+            row[key] = None if opponent is None else opponent / row["timing"]["median_ms"]
     contenders.clear()
+    references.clear()
     gc.collect()
     return rows, refused
 
 
 def _kernels(
-    network: nn.Module, size: tuple[int, int], maps: list[list[Tensor]], precision: str, peaks: Peaks
+    network: nn.Module, size: tuple[int, int], maps: list[list[Tensor]], precision: str, device: str, peaks: Peaks
 ) -> list[dict]:
     """Times of the fused kernels themselves, as the device reports them, in the order in which a frame runs them."""
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
-    cfi = _integrator(network, "triton", precision, "cuda")
+    cfi = _integrator(network, "triton", precision, device)
     pixels, element = size[0] * size[1], cost.BYTES[precision]
     with torch.no_grad(), float32_arithmetic(precision):
         for _ in range(_WARM_UP_RUNS):
@@ -331,8 +350,15 @@ def _kernels(
     rows = []
     for kernel, values in milliseconds.items():
         timing = Timing.of(values)
-        row = {"operation": f"kernel {kernel}", "contender": "triton", "precision": precision, "timing": dataclasses.asdict(timing)}
+        row = {
+            "operation": f"kernel {kernel}",
+            "contender": "triton",
+            "precision": precision,
+            "timing": dataclasses.asdict(timing),
+        }
         if kernel != "finish_tokens_kernel":  # it touches next to no memory: there is no floor to compare with
-            row["roofline"] = peaks.roofline(least[KERNELS[kernel]](network.config, pixels, element), precision, timing.median_ms)
+            row["roofline"] = peaks.roofline(
+                least[KERNELS[kernel]](network.config, pixels, element), precision, timing.median_ms
+            )
         rows.append(row)
     return rows

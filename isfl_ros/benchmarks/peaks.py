@@ -32,7 +32,7 @@ class Peaks:
     """Of matrix products, by precision: the best of those that were tried."""
 
     def roofline(self, cost: Cost, precision: str, median_ms: float) -> dict:
-        """Where a measured time stands: the least time at these rates, what decides it, and its part of the measured."""
+        """Where a measured time stands: the least time at these rates, what decides it, its part of the measured."""
         least, bound = floor_ms(cost, bytes_per_s=self.copy_bytes_per_s, flops_per_s=self.flops_per_s[precision])
         return {
             "flops": cost.flops,
@@ -74,7 +74,9 @@ def _product(device: str, precision: str) -> float:
 
 
 def _pixel_product(precision: str, channels: int) -> float:
-    pixels = torch.randn(1, channels, _PIXELS_SIDE, _PIXELS_SIDE).to(dtype=STORAGE[precision], memory_format=torch.channels_last)
+    pixels = torch.randn(1, channels, _PIXELS_SIDE, _PIXELS_SIDE).to(
+        dtype=STORAGE[precision], memory_format=torch.channels_last
+    )
     weights = torch.randn(channels, channels, 1, 1).to(STORAGE[precision])
     return 2 * channels**2 * _PIXELS_SIDE**2 / _best_s("cpu", lambda: F.conv2d(pixels, weights))
 

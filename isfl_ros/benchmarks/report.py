@@ -48,27 +48,47 @@ def format_report(document: dict) -> str:
         lines.append("")
         for entry in document["cannot_run"]:
             about = [str(value) for key, value in entry.items() if key not in ("reason", "kind")]
-            lines.append(f"{'failed' if entry['kind'] == 'failed' else 'not measured'}: {' '.join(about)}: {entry['reason']}")
+            lines.append(
+                f"{'failed' if entry['kind'] == 'failed' else 'not measured'}: {' '.join(about)}: {entry['reason']}"
+            )
     return "\n".join([*lines, "", *_headline(document)])
 
 
 def _headline(document: dict) -> list[str]:
     if document["speedup_vs_eager"] is None:
-        return [f"speedup_vs_eager: not measured: {document['headline']}", f"max_abs_diff: not measured: {document['headline']}"]
+        return [
+            f"speedup_vs_eager: not measured: {document['headline']}",
+            f"max_abs_diff: not measured: {document['headline']}",
+        ]
     about = document["headline"]
     plan = f"{about['implementation']} {about['precision']} {about['mode']}, {about['size']}, {about['plan']}"
     speedups = ", ".join(f"{name} {speedup:.2f}" for name, speedup in about["speedups"].items())
     return [
         f"speedup_vs_eager: {document['speedup_vs_eager']:.2f} ({plan}; against {speedups})",
-        f"max_abs_diff: {document['max_abs_diff']:.2e} (mean_abs_diff: {document['mean_abs_diff']:.2e}, fused luma and gates)",
+        f"max_abs_diff: {document['max_abs_diff']:.2e}"
+        f" (mean_abs_diff: {document['mean_abs_diff']:.2e}, fused luma and gates)",
     ]
 
 
 def _network(rows: list[dict]) -> Iterator[list[str]]:
-    yield ["network only", "size", "median ms", "min", "p10", "p90", "p95", "frames", "floor ms", "of floor", "max diff", "opponents"]
+    yield [
+        "network only",
+        "size",
+        "median ms",
+        "min",
+        "p10",
+        "p90",
+        "p95",
+        "frames",
+        "floor ms",
+        "of floor",
+        "max diff",
+        "opponents",
+    ]
     for row in rows:
         opponents = "; ".join(
-            f"{name} {other['timing']['median_ms']:.2f} ms, {other['speedup']:.2f}x" for name, other in row["opponents"].items()
+            f"{name} {other['timing']['median_ms']:.2f} ms, {other['speedup']:.2f}x"
+            for name, other in row["opponents"].items()
         )
         yield [
             f"{row['implementation']} {row['precision']} {row['mode']}",
@@ -85,13 +105,26 @@ def _frame(rows: list[dict]) -> Iterator[list[str]]:
     for row in rows:
         stages = ", ".join(f"{name} {timing['median_ms']:.2f}" for name, timing in row["stages"].items())
         opponents = "; ".join(
-            f"{name} {other['timing']['median_ms']:.2f} ms, {other['speedup']:.2f}x" for name, other in row["opponents"].items()
+            f"{name} {other['timing']['median_ms']:.2f} ms, {other['speedup']:.2f}x"
+            for name, other in row["opponents"].items()
         )
         yield [f"{row['implementation']} {row['precision']}", row["size"], *_times(row["timing"]), stages, opponents]
 
 
 def _operations(rows: list[dict]) -> Iterator[list[str]]:
-    yield ["operation", "size", "precision", "by", "median ms", "min", "GB/s", "of copy", "of floor", "vs reference", "vs compiled"]
+    yield [
+        "operation",
+        "size",
+        "precision",
+        "by",
+        "median ms",
+        "min",
+        "GB/s",
+        "of copy",
+        "of floor",
+        "vs reference",
+        "vs compiled",
+    ]
     for row in rows:
         roofline = row.get("roofline")
         yield [
@@ -102,7 +135,11 @@ def _operations(rows: list[dict]) -> Iterator[list[str]]:
             f"{row['timing']['median_ms']:.4f}",
             f"{row['timing']['min_ms']:.4f}",
             *(
-                (f"{roofline['bytes_per_s'] / 1e9:.1f}", f"{roofline['copy_fraction']:.0%}", f"{roofline['fraction']:.0%}")
+                (
+                    f"{roofline['bytes_per_s'] / 1e9:.1f}",
+                    f"{roofline['copy_fraction']:.0%}",
+                    f"{roofline['fraction']:.0%}",
+                )
                 if roofline
                 else ("", "", "")
             ),
@@ -127,7 +164,10 @@ def _megabytes(size: int | None) -> str:
 
 
 def _times(timing: dict) -> list[str]:
-    return [*(f"{timing[key]:.3f}" for key in ("median_ms", "min_ms", "p10_ms", "p90_ms", "p95_ms")), str(timing["count"])]
+    return [
+        *(f"{timing[key]:.3f}" for key in ("median_ms", "min_ms", "p10_ms", "p90_ms", "p95_ms")),
+        str(timing["count"]),
+    ]
 
 
 def _floor(row: dict) -> list[str]:

@@ -36,8 +36,8 @@ from isfl_ros.resources import resolve_model
 FORMAT = "isfl_ros-benchmark"
 FORMAT_VERSION = 1
 SECTIONS = ("network", "frame", "operations", "memory")
-"""``network``: tensors in and out. ``frame``: pictures in and out. ``operations``: the Causal Feature Integrator and its
-parts. ``memory``: the most on a CUDA device, the growth on the CPU."""
+"""``network``: tensors in and out. ``frame``: pictures in and out. ``operations``: the Causal Feature Integrator and
+its parts. ``memory``: the most on a CUDA device, the growth on the CPU."""
 PLAIN = "plain"
 _INPUTS = 4
 
@@ -90,24 +90,33 @@ class BenchmarkConfig:
             raise InputError("no size named", expected="at least one")
         for height, width in self.sizes:
             if min(height, width) < MINIMUM_SIZE:
-                raise InputError("picture too small", expected=f"width and height >= {MINIMUM_SIZE}", got=f"{width}x{height}")
+                raise InputError(
+                    "picture too small", expected=f"width and height >= {MINIMUM_SIZE}", got=f"{width}x{height}"
+                )
         for key, least in (("frames", 1), ("warm_up", 0), ("seed", 0), ("threads", 0)):
             if getattr(self, key) < least:
-                raise InputError(f"{key.replace('_', '-')} out of range", expected=f"{least} or more", got=str(getattr(self, key)))
+                raise InputError(
+                    f"{key.replace('_', '-')} out of range", expected=f"{least} or more", got=str(getattr(self, key))
+                )
 
 
 def run_benchmark(config: BenchmarkConfig) -> dict:
     """Measures; the document is ready for JSON, see ``docs/benchmarks/README.md``.
 
     What cannot run here is listed with its reason under ``cannot_run``; a contender that breaks is listed there as
-    ``failed`` and does not keep the others from being measured.
+    ``failed`` and does not keep the others from being measured. An interrupt ends the measurement: the document then
+    has what there is, and ``complete`` is false.
 
     Raises:
         InputError: the model cannot be read, or nothing of what was asked for can run here.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
-    return _Run(config).document()
+    gc.freeze()  # what was imported stays: a collection between two measurements looks at their leavings alone
+    try:
+        return _Run(config).document()
+    finally:
+        gc.unfreeze()
 
 
 def plans_for(config: BenchmarkConfig, network: nn.Module) -> tuple[list[Plan], list[dict]]:
@@ -154,6 +163,27 @@ class _Run:
     def document(self) -> dict:
         _log.info("measuring what the device can do at best")
         self.peaks = measure_peaks(self.device, ["fp32", *(plan.precision for plan in self.plans)])
+        complete = True
+        try:
+            self._measure()
+        except KeyboardInterrupt:  # time is up: what was measured until then is worth having
+            complete = False
+        torch.set_flush_denormal(False)  # the pipeline leaves it on
+        return {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "complete": complete,
+            **self._headline(),
+            "environment": describe_environment(),
+            "model": _describe_model(self.directory, self.info, self.network),
+            "request": dataclasses.asdict(self.config) | {"model": self.info.name, "against": self._against_name()},
+            "plans": [dataclasses.asdict(plan) for plan in self.plans],
+            "cannot_run": self.cannot_run,
+            "peaks": dataclasses.asdict(self.peaks),
+            **{section: self.rows[section] for section in SECTIONS if section in self.config.sections},
+        }
+
+    def _measure(self) -> None:
         for size in self.config.sizes:
             pairs = random_pairs(*size, _INPUTS, self.config.seed)
             if "memory" in self.config.sections:
@@ -171,19 +201,6 @@ class _Run:
                         self._frame(size, pairs, plan)
             if "operations" in self.config.sections:
                 self._operations(size)
-        torch.set_flush_denormal(False)  # the pipeline leaves it on
-        return {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            **self._headline(),
-            "environment": describe_environment(),
-            "model": _describe_model(self.directory, self.info, self.network),
-            "request": dataclasses.asdict(self.config) | {"model": self.info.name, "against": self._against_name()},
-            "plans": [dataclasses.asdict(plan) for plan in self.plans],
-            "cannot_run": self.cannot_run,
-            "peaks": dataclasses.asdict(self.peaks),
-            **{section: self.rows[section] for section in SECTIONS if section in self.config.sections},
-        }
 
     # -- sections ---------------------------------------------------------------------------------------------------
 
@@ -197,7 +214,9 @@ class _Run:
     def _plain(self, pairs: list[RandomPair], variant: str) -> Plain:
         return Plain(self.network, pairs, device=self.device, variant=variant)
 
-    def _network(self, size: tuple[int, int], pairs: list[RandomPair], plan: Plan, truth: list[list[Tensor]] | None) -> None:
+    def _network(
+        self, size: tuple[int, int], pairs: list[RandomPair], plan: Plan, truth: list[list[Tensor]] | None
+    ) -> None:
         modes = contenders_of(self.network, pairs, plan)
         opponents: dict[str, Contender] = {}
         if truth is not None:
@@ -305,7 +324,9 @@ class _Run:
                     eager = device_peak(lambda: Eager(self.network, one, plan))
                     graph = device_held(lambda: Graph(self.network, one, plan))
                     for mode, figures in (("eager", eager), ("graph", graph)):
-                        self.rows["memory"].append(self._row(size, plan) | {"contender": "ours", "mode": mode} | figures)
+                        self.rows["memory"].append(
+                            self._row(size, plan) | {"contender": "ours", "mode": mode} | figures
+                        )
             return
         for plan in self.plans:
             with self._listed("memory", size, plan), contextlib.ExitStack() as stack:
@@ -343,7 +364,7 @@ class _Run:
             if (row["implementation"], row["precision"]) == key and row["size"] == _name(self.config.sizes[0])
         ]
         if not rows:
-            return none | {"headline": f"{key[0]} {key[1]} could not be measured, see cannot_run"}
+            return none | {"headline": f"{key[0]} {key[1]} was not measured"}
         row = rows[-1]  # the mode that the pipeline runs
         opponent = PLAIN_VARIANTS[self.device][0]
         about = {name: row[name] for name in ("size", "implementation", "precision", "mode")}

@@ -86,7 +86,9 @@ def clock_of(device: str) -> Clock:
     return device_clock if device == "cuda" else host_clock
 
 
-def take_turns(contenders: Mapping[str, Contender], clock: Clock, *, frames: int, warm_up: int) -> dict[str, list[float]]:
+def take_turns(
+    contenders: Mapping[str, Contender], clock: Clock, *, frames: int, warm_up: int
+) -> dict[str, list[float]]:
     """Times a frame of each in turn (A B A B ...), so that a drift of the machine meets all of them alike.
 
     Args:

@@ -1,7 +1,9 @@
-"""Time and memory of a step of the full training schedule, by implementation. ``python -m isfl_ros.benchmarks.training_step --help``.
+"""Time and memory of a step of the full training schedule, by implementation.
 
-The step is that of the trainer itself (five passes with batch statistics of their own, objective, backward, optimiser), on
-synthetic pairs, so that no data is needed.
+``python -m isfl_ros.benchmarks.training_step --help``
+
+The step is that of the trainer itself (five passes with batch statistics of their own, objective, backward, optimiser),
+on synthetic pairs, so that no data is needed.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import logging
 import sys
 import tempfile
 import time
@@ -37,12 +40,13 @@ _AUTOCAST = {"fp32": "fp32", "tf32": "fp32", "bf16": "bf16"}
 _PAIRS = 16
 _HOTTEST = 12
 
+_log = logging.getLogger(__name__)
+
 
 class _Step:
     """The next step of a trainer, and what was seen of it."""
 
-    def __init__(self, trainer: Trainer, implementation: str, precision: str):
-        trainer.network.set_implementation(implementation)
+    def __init__(self, trainer: Trainer, precision: str):
         self.trainer, self.precision = trainer, precision
         self.losses: list[float] = []
         self.peak_bytes = 0
@@ -58,7 +62,9 @@ class _Step:
         torch.cuda.reset_peak_memory_stats()
         with float32_arithmetic(self.precision):
             yield
-        self.peak_bytes = torch.cuda.max_memory_allocated() - before  # of the last step: the first ones search algorithms
+        self.peak_bytes = (
+            torch.cuda.max_memory_allocated() - before
+        )  # of the last step: the first ones search algorithms
 
     def run(self, index: int) -> None:
         self.losses.append(self.trainer.train_step()["loss"])
@@ -78,17 +84,19 @@ def profile_training_step(
     """Times steps of every implementation in turn, from the same weights on the same batches.
 
     Returns:
-        A row for each implementation and precision: ``timing``; ``data_ms``, the median part of it in which the CPU cuts the
-        batch; ``peak_bytes`` on a CUDA device above what was held before the step; ``speedup`` against
+        A row for each implementation and precision: ``timing``; ``data_ms``, the median part of it in which the CPU
+        cuts the batch; ``peak_bytes`` on a CUDA device above what was held before the step; ``speedup`` against
         :data:`OPPONENT`; ``first_loss``, which must agree between implementations; ``hottest``, the operations with the
-        most time of their own in one step.
+        most time of their own in one step. What failed has a ``reason`` instead.
 
     Raises:
         InputError: a precision is unknown.
     """
     for precision in precisions:
         if precision not in _AUTOCAST:
-            raise InputError("unknown training precision", expected=f"one of {', '.join(_AUTOCAST)}", got=repr(precision))
+            raise InputError(
+                "unknown training precision", expected=f"one of {', '.join(_AUTOCAST)}", got=repr(precision)
+            )
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -97,14 +105,24 @@ def profile_training_step(
             write_png(root / "synthetic" / "vi" / f"{index}.png", pair.rgb)
         for precision in precisions:
             config = _config(precision, patch, batch, seed)
-            contenders = {
-                name: _Step(
-                    Trainer(config, data_root=root, out=root / f"{name}-{precision}", device=device), name, precision
-                )
-                for name in implementations
-            }
+            contenders = {}
+            for name in implementations:
+                out = root / f"{name}-{precision}"
+                trainer = Trainer(config, data_root=root, out=out, device=device, implementation=name)
+                step = _Step(trainer, precision)
+                try:
+                    with step.settings():
+                        step.run(0)
+                except (
+                    Exception
+                ) as error:  # of one that breaks (memory, a compiler): the others' figures must not be lost
+                    _log.exception("%s %s failed", name, precision)
+                    reason = " ".join(f"{type(error).__name__}: {error}".split())
+                    rows.append({"implementation": name, "precision": precision, "reason": reason})
+                else:
+                    contenders[name] = step
             samples = take_turns(contenders, clock_of(device), frames=steps, warm_up=warm_up)
-            data_ms = _cutting_ms(contenders[implementations[0]].trainer, steps)
+            data_ms = _cutting_ms(trainer, steps)
             for name, contender in contenders.items():
                 rows.append(
                     {
@@ -121,8 +139,8 @@ def profile_training_step(
                         "hottest": _hottest(contender, device),
                     }
                 )
-            _compare([row for row in rows if row["precision"] == precision])
-            del contenders
+            _compare([row for row in rows if row["precision"] == precision and "reason" not in row])
+            del contenders, trainer, step
     return rows
 
 
@@ -161,17 +179,25 @@ def _hottest(contender: _Step, device: str) -> list[dict]:
         if device == "cuda":
             torch.cuda.synchronize()
     events = sorted(profiler.key_averages(), key=lambda event: getattr(event, own), reverse=True)[:_HOTTEST]
-    return [{"name": event.key, "ms": getattr(event, own) / 1e3, "calls": event.count} for event in events if getattr(event, own) > 0]
+    return [
+        {"name": event.key, "ms": getattr(event, own) / 1e3, "calls": event.count}
+        for event in events
+        if getattr(event, own) > 0
+    ]
 
 
 def format_rows(rows: list[dict]) -> str:
     """A line for each implementation and precision."""
     lines = []
     for row in rows:
+        if "reason" in row:
+            lines.append(f"{row['implementation']} {row['precision']}: failed: {row['reason']}")
+            continue
         timing = row["timing"]
         parts = [
             f"{row['implementation']} {row['precision']}: median {timing['median_ms']:.2f} ms"
-            f" (p10 {timing['p10_ms']:.2f}, p90 {timing['p90_ms']:.2f}, {timing['count']} steps; data {row['data_ms']:.2f})",
+            f" (p10 {timing['p10_ms']:.2f}, p90 {timing['p90_ms']:.2f}, {timing['count']} steps;"
+            f" data {row['data_ms']:.2f})",
             f"schedule {row['schedule_steps'] * timing['median_ms'] / 60e3:.1f} min",
         ]
         if row["peak_bytes"] is not None:
@@ -183,8 +209,10 @@ def format_rows(rows: list[dict]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status 0, or 2 for bad input."""
-    parser = argparse.ArgumentParser(prog="python -m isfl_ros.benchmarks.training_step", description=__doc__.partition("``")[0])
+    """Exit status 0, 1 when an implementation failed, 2 for bad input."""
+    parser = argparse.ArgumentParser(
+        prog="python -m isfl_ros.benchmarks.training_step", description=__doc__.partition("\n\n")[0]
+    )
     parser.add_argument("--device", default="cuda", choices=("cpu", "cuda"))
     parser.add_argument("--implementation", nargs="+", default=["triton", "folded", OPPONENT])
     parser.add_argument("--precision", nargs="+", default=list(_AUTOCAST))
@@ -208,10 +236,11 @@ def main(argv: list[str] | None = None) -> int:
         print(f"training_step: error: {error}", file=sys.stderr)
         return 2
     write_document(
-        args.json, {"format": FORMAT, "format_version": FORMAT_VERSION, "environment": describe_environment(), "rows": rows}
+        args.json,
+        {"format": FORMAT, "format_version": FORMAT_VERSION, "environment": describe_environment(), "rows": rows},
     )
     print(format_rows(rows))
-    return 0
+    return 1 if any("reason" in row for row in rows) else 0
 
 
 if __name__ == "__main__":

@@ -23,33 +23,53 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default=config.model, help="model folder or shipped name (default: %(default)s)")
     parser.add_argument("--device", default=config.device, choices=DEVICES, help="default: %(default)s")
     parser.add_argument(
-        "--size", **many, metavar="WIDTHxHEIGHT", help=f"the top-level figures are those of the first (default: {width}x{height})"
+        "--size",
+        **many,
+        metavar="WIDTHxHEIGHT",
+        help=f"the top-level figures are those of the first (default: {width}x{height})",
     )
     parser.add_argument(
-        "--implementation", **many, choices=("all", *IMPLEMENTATION_CHOICES), metavar="NAME",
+        "--implementation",
+        **many,
+        choices=("all", *IMPLEMENTATION_CHOICES),
+        metavar="NAME",
         help=f"all, or some of {', '.join(IMPLEMENTATION_CHOICES)} (default: {config.implementations[0]})",
     )
     parser.add_argument(
-        "--precision", **many, choices=("all", *PRECISION_CHOICES), metavar="NAME",
+        "--precision",
+        **many,
+        choices=("all", *PRECISION_CHOICES),
+        metavar="NAME",
         help=f"all, or some of {', '.join(PRECISION_CHOICES)} (default: {config.precisions[0]})",
     )
     parser.add_argument(
-        "--against", default=config.against, metavar="plain|MODEL",
-        help=f"{PLAIN}: eager torch, nothing folded or fused; or a second model, measured besides (default: %(default)s)",
+        "--against",
+        default=config.against,
+        metavar="plain|MODEL",
+        help=f"{PLAIN}: eager torch, nothing folded or fused; or a second model besides (default: %(default)s)",
     )
     parser.add_argument("--frames", type=int, default=config.frames, help="counted frames (default: %(default)s)")
-    parser.add_argument("--warm-up", type=int, default=config.warm_up, help="frames before those (default: %(default)s)")
+    parser.add_argument(
+        "--warm-up", type=int, default=config.warm_up, help="frames before those (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=config.seed, help="of the random pictures (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=config.threads, help="CPU threads; 0 leaves torch's choice")
     parser.add_argument(
-        "--section", **many, choices=SECTIONS, metavar="NAME", help=f"some of {', '.join(SECTIONS)} (default: all of them)"
+        "--section",
+        **many,
+        choices=SECTIONS,
+        metavar="NAME",
+        help=f"some of {', '.join(SECTIONS)} (default: all of them)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing --json")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measures, writes, prints. Exit status 1 when a contender failed for another reason than that it cannot run here.
+    """Measures, writes, prints.
+
+    Exit status 1 when a contender failed for another reason than that it cannot run here; an interrupt is passed on
+    after what was measured is written.
 
     Raises:
         InputError: anything named on the command line is unknown, unreadable or cannot run here.
@@ -77,6 +97,8 @@ def run(args: argparse.Namespace) -> int:
     if args.json is not None:
         write_document(args.json, document)
     print(format_report(document))
+    if not document["complete"]:
+        raise KeyboardInterrupt
     failed = [entry for entry in document["cannot_run"] if entry["kind"] == "failed"]
     if failed:
         print(f"isfl benchmark: {len(failed)} failed, see above", file=sys.stderr)

@@ -26,8 +26,8 @@ LEAST_CAPABILITY = 75
 
 INSTALL_TRITON = "pip install triton"
 
-# What the launch code assumes where Triton's interpreter runs the kernels: a Hopper chip, but few programs at once, so that
-# one program handles several tiles even in a small picture.
+# What the launch code assumes where Triton's interpreter runs the kernels: a Hopper chip, but few programs at once, so
+# that one program handles several tiles even in a small picture.
 _INTERPRETED_CAPABILITY = 90
 _INTERPRETED_MULTIPROCESSORS = 1
 
@@ -38,12 +38,14 @@ class KernelCase:
 
     Fields:
         name: readable and unique within one list of cases, for example ``attend fp16 channels-last``.
-        kernel: the ``@triton.jit`` function. ``fused.py`` imports its ``kernels.py`` inside the function that makes the case.
+        kernel: the ``@triton.jit`` function. ``fused.py`` imports its ``kernels.py`` inside the function that makes the
+            case.
         signature: every argument of the kernel in its order: ``*fp16``, ``*fp32``, ``i32``, ``i64``, ``fp32`` or
             ``constexpr``.
         constants: value of every ``constexpr`` argument.
         divisible_by_16: names of the pointer and integer arguments that the launcher's values make divisible by 16.
-            An integer argument that is 1 at run time is a constant to Triton: list it as ``constexpr`` with the value 1.
+            An integer argument that is 1 at run time is a constant to Triton (list it as ``constexpr`` with the value
+            1), unless the kernel says ``do_not_specialize``.
         options: ``num_warps`` and ``num_stages``, and others of Triton's where a kernel needs them.
     """
 
@@ -56,7 +58,7 @@ class KernelCase:
 
 
 def interpreter_is_on() -> bool:
-    """Whether Triton runs kernels in its interpreter, on any device (``TRITON_INTERPRET``, read when Triton is imported)."""
+    """Whether Triton runs kernels in its interpreter, on any device (``TRITON_INTERPRET``, read at its import)."""
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 
 
@@ -68,10 +70,10 @@ def require_triton() -> None:
 
 
 def check_triton(device: torch.device | str) -> str | None:
-    """What keeps Triton's kernels from running on ``device``, in one line with the command that mends it; None if nothing.
+    """What keeps Triton's kernels from running on ``device``: one line with the command that mends it, or None.
 
-    A C compiler (Triton builds its launcher with it), Python's headers and a writable cache are asked for only where the
-    cache is not filled already (:func:`cache_is_filled`).
+    A C compiler (Triton builds its launcher with it), Python's headers and a writable cache are asked for only where
+    the cache is not filled already (:func:`cache_is_filled`).
     """
     missing = _triton_missing()
     if missing:
@@ -94,7 +96,7 @@ def check_triton(device: torch.device | str) -> str | None:
 
 
 def cache_directory() -> Path:
-    """Where Triton keeps compiled kernels: ``$TRITON_CACHE_DIR``, else ``$TRITON_HOME/.triton/cache``, else in the home."""
+    """Where Triton keeps what it compiled: ``$TRITON_CACHE_DIR``, else ``.triton/cache`` in ``$TRITON_HOME`` or the home."""
     named = os.environ.get("TRITON_CACHE_DIR")
     if named:
         return Path(named)
@@ -102,10 +104,10 @@ def cache_directory() -> Path:
 
 
 def cache_is_filled(directory: Path) -> bool:
-    """Whether ``directory`` holds what Triton's launcher and at least one kernel were compiled to, still usable where it is.
+    """Whether ``directory`` holds Triton's compiled launcher and at least one compiled kernel, usable where it is.
 
-    Triton notes absolute paths, so a cache that was moved or copied elsewhere counts as empty, as it does to Triton. Whether
-    the kernels are those that a given model needs is only known when they are asked for.
+    Triton notes absolute paths, so a cache that was moved or copied elsewhere counts as empty, as it does to Triton.
+    Whether the kernels are those that a given model needs is only known when they are asked for.
     """
     if not any(directory.glob("*/cuda_utils*.so")):
         return False
@@ -135,8 +137,15 @@ def multiprocessors(device: torch.device) -> int:
 
 
 def tf32_allowed(dtype: torch.dtype) -> bool:
-    """Whether products of this dtype may be rounded to tf32: the switch that PyTorch's own matrix products obey."""
-    return dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
+    """Whether products of this dtype may be rounded to tf32: the switch that PyTorch's own matrix products obey.
+
+    That is ``torch.backends.cuda.matmul.fp32_precision``, which also shows what was set through the older
+    ``allow_tf32`` and ``torch.set_float32_matmul_precision``; reading ``allow_tf32`` fails where the newer one was set.
+    """
+    matmul = torch.backends.cuda.matmul
+    if hasattr(matmul, "fp32_precision"):
+        return dtype == torch.float32 and matmul.fp32_precision == "tf32"
+    return dtype == torch.float32 and matmul.allow_tf32
 
 
 def _triton_missing() -> str | None:
@@ -149,7 +158,7 @@ def _cannot_compile() -> str | None:
     # The same places in the same order as Triton itself, which looks for nothing named plain `cc`.
     named = os.environ.get("CC")
     if named is not None and shutil.which(named) is None:
-        return f"the C compiler that $CC names, {named!r}, is not there and Triton needs one: unset CC or sudo apt install gcc"
+        return f"$CC names {named!r}, which is not there, and Triton needs a C compiler: unset CC, sudo apt install gcc"
     if named is None and not (shutil.which("gcc") or shutil.which("clang")):
         return "Triton needs a C compiler and finds neither gcc nor clang: sudo apt install gcc"
     headers = _include_directory()

@@ -61,7 +61,7 @@ def test_authors_golden_values(reference_values):
     for index in range(3):
         size = golden[f"{index}_fused"].shape[-2:]
         visible, infrared = (golden[f"{index}_{name}"].reshape(size) for name in ("visible_luma", "infrared"))
-        fused, *gates = compiled._run(visible, infrared)
+        fused, *gates = compiled.run(visible, infrared)
         for got, name in zip([fused, *gates], ["fused", "gate_coarse", "gate_middle", "gate_fine"], strict=True):
             assert np.abs(got.reshape(-1) - golden[f"{index}_{name}"].reshape(-1)).max() <= 1e-4, (index, name)
 

@@ -1,8 +1,8 @@
 """Compiles kernels for chips that are not here, and reads what became of them.
 
-A helper of the tests, and their worker process: the tests run with Triton's interpreter on, which cannot compile, so the
-compiling is done in processes of its own without it (``python ahead_of_time.py`` reads requests, one JSON object a line, and
-answers each with one line).
+A helper of the tests, and their worker process: the tests run with Triton's interpreter on, which cannot compile, so
+the compiling is done in processes of its own without it (``python ahead_of_time.py`` reads requests, one JSON object a
+line, and answers each with one line).
 """
 
 from __future__ import annotations
@@ -135,7 +135,8 @@ def compile_all(
             if worker is not None:
                 worker.close()
 
-    threads = [threading.Thread(target=serve) for _ in range(min(workers or min(8, os.cpu_count() or 1), len(requests)))]
+    count = workers or min(8, os.cpu_count() or 1)
+    threads = [threading.Thread(target=serve) for _ in range(min(count, len(requests)))]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -184,7 +185,7 @@ class _Worker:
 
 def table(results: Iterable[Result]) -> str:
     """One line per kernel; spills and shared memory over the limit are marked."""
-    lines = [f"{'chip':>4} {'registers':>9} {'spilled B':>9} {'shared B':>8} {'warps':>5} {'seconds':>7}  kernel: variant"]
+    lines = ["chip registers spilled B shared B warps seconds  kernel: variant"]
     for r in results:
         marks = f"  SPILLS {r.spilled} B" if r.spilled else ""
         marks += "" if r.fits else f"  SHARED OVER {SHARED_LIMITS[r.capability]} B"

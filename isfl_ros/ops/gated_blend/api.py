@@ -113,12 +113,13 @@ def gated_blend(
         complementary, visible, infrared: features (B, C, H, W) of equal shape, floating dtype and device; H, W >= 1.
         weights: :class:`GateWeights`, or what :func:`prepare_weights` made of them for this dtype and device.
         implementation: a key of :data:`IMPLEMENTATIONS`. ``triton`` takes up to :data:`MAX_CHANNELS` channels, up to
-            :data:`MAX_GATE_CHANNELS` gate channels and float32, float16 or bfloat16 on a CUDA device. It accumulates in float32. Products of float32 features are
-            IEEE unless ``torch.backends.cuda.matmul.allow_tf32`` is True.
+            :data:`MAX_GATE_CHANNELS` gate channels and float32, float16 or bfloat16 on a CUDA device. It accumulates in
+            float32. Products of float32 features are IEEE unless PyTorch's own matrix products may use tf32
+            (:func:`isfl_ros.ops.triton_support.tf32_allowed`).
 
     Returns:
-        blended (B, C, H, W) and gate (B, 1, H, W) in (0, 1), both in the dtype of the features; ``blended`` has the memory
-        format of ``complementary``.
+        blended (B, C, H, W) and gate (B, 1, H, W) in [0, 1], both in the dtype of the features; ``blended`` has the
+        memory format of ``complementary``.
 
     Raises:
         InputError: shapes, dtypes or devices differ; the implementation is unknown or does not support them; a tensor
@@ -146,7 +147,7 @@ def gated_blend(
         if learning:
             raise InputError(
                 "the gated blend has no backward",
-                expected="tensors that require no gradient, or torch.no_grad() or torch.inference_mode() around the call",
+                expected="tensors that require no gradient, or torch.no_grad() or torch.inference_mode() around it",
                 got=f"{', '.join(learning)} with requires_grad",
             )
     if isinstance(weights, PreparedWeights):

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 MAX_CHANNELS = 64
 MAX_GATE_CHANNELS = 32
 
-# Programs per multiprocessor below which strips are cut shorter, and the longest strip in tiles. A strip shares its halo rows
-# and loads its weights once; programs fill the chip.
+# Programs per multiprocessor below which strips are cut shorter, and the longest strip in tiles. A strip shares its halo
+# rows and loads its weights once; programs fill the chip.
 _PROGRAMS_PER_MULTIPROCESSOR = 4
 _LONGEST_STRIP = 8
 
@@ -57,8 +57,8 @@ def launch_configuration(
     """
     from isfl_ros.ops.gated_blend.api import padded
 
-    # Without tensor cores (IEEE products; Triton uses none below 8.0 either) every thread holds whole rows of both operands:
-    # few channels at a time. Contiguous features cost an address per element: the same.
+    # Without tensor cores (IEEE products; Triton uses none below 8.0 either) every thread holds whole rows of both
+    # operands: few channels at a time. Contiguous features cost an address per element: the same.
     tensor_cores = capability >= 80 and (dtype != torch.float32 or tf32)
     c_padded = padded(channels)
     half = dtype != torch.float32
@@ -105,7 +105,9 @@ def fused_blend(
     capability = triton_support.capability(device)
     if complementary.dtype == torch.bfloat16 and capability < 80:
         raise InputError(
-            "bfloat16 needs compute capability 8.0", got=f"{capability // 10}.{capability % 10}", do="use float16 or float32"
+            "bfloat16 needs compute capability 8.0",
+            got=f"{capability // 10}.{capability % 10}",
+            do="use float16 or float32",
         )
     kernels = _kernels()
 
@@ -172,9 +174,10 @@ def ahead_of_time_cases(
     pointers = {name: features for name in kernel.arg_names if name.startswith("p_")} | {"p_head": "*fp32"}
     kinds = pointers | dict.fromkeys(constants, "constexpr")
     precision = "tf32" if launch.precision == "tf32" else triton_support.TRITON_TYPES[dtype]
+    layout = "channels-last" if channels_last else "contiguous"
     return [
         KernelCase(
-            name=f"gated blend {precision} C{channels} G{gate_width} {'channels-last' if channels_last else 'contiguous'}",
+            name=f"gated blend {precision} C{channels} G{gate_width} {layout}",
             kernel=kernel,
             signature={name: kinds.get(name, "i32") for name in kernel.arg_names},
             constants=constants,

@@ -37,7 +37,7 @@ def _load_tap(
     padded: tl.constexpr,
     last: tl.constexpr,
 ):
-    """Block (P, K) of the pixels that lie ``down`` and ``right`` (-1, 0 or 1) of the tile's own; 0 outside the picture."""
+    """Block (P, K) of the pixels ``down`` and ``right`` (-1, 0 or 1) of the tile's own; 0 outside the picture."""
     m_tap = (o_y + down >= 0) & (o_y + down < height) & (o_x + right >= 0) & (o_x + right < width)  # P
     stride: tl.constexpr = channels if last else 1
     p_tap = p_tile + (down * width + right) * stride
@@ -72,7 +72,7 @@ def gated_blend_kernel(
     TILE_WIDTH: tl.constexpr,
     K_BLOCK: tl.constexpr,  # channels that one dot takes
     UNROLL: tl.constexpr,  # all taps in a row, each with one dot over all channels (K_BLOCK == PADDED)
-    KEEP_TAPS: tl.constexpr,  # only with UNROLL: weights loaded once per program (into shared memory on cc 90), not once per tile
+    KEEP_TAPS: tl.constexpr,  # only with UNROLL: weights loaded once per program, not once per tile
     CHANNELS_LAST: tl.constexpr,
     PRECISION: tl.constexpr,  # "ieee" or "tf32"
     SLOPE: tl.constexpr,

@@ -167,16 +167,21 @@ def launch_configuration(setting: Setting, kernel: str) -> Launch:
         kernel: name of a kernel in ``kernels.py`` without ``_kernel``.
     """
     channels, tokens = max(16, _power_of_two(setting.channels)), setting.grid**2
-    # Triton multiplies on tensor cores from 8.0 on; otherwise every thread holds whole rows of both operands.
+    # Triton multiplies on tensor cores from 8.0 on.
     half = setting.dtype != torch.float32
     tensor_cores = setting.capability >= 80 and (half or setting.tf32)
-    block_t = min(64, max(16, _power_of_two(tokens)))
-    block_n, warps, stages, programs = 64, 4, 1, 4
+    block_n, block_t, warps, stages, programs = 64, min(64, max(16, _power_of_two(tokens))), 4, 1, 1
     if kernel in ("attend", "finish_tokens"):  # these two share the padding of tokens
         if tensor_cores:
-            stages = 2
+            # The next tile is loaded during the work on this one, where shared memory and registers allow it.
+            stages = 1 if tokens > 64 or (not half and setting.capability in (86, 89)) else 2
+            programs = 2 if channels > 32 else 6 if half and setting.capability >= 90 else 3
         else:
-            block_t = 16
+            # Every thread holds whole rows of both operands: wide features leave registers for few tokens.
+            block_t = min(block_t, 16 if channels > 32 else 32 if half else 64)
+            warps, programs = 8, 2
+    if kernel == "partial_pool":
+        stages = 3
     constants = {
         "C": setting.channels,
         "CP": channels,
@@ -298,8 +303,9 @@ def _partial_pool(visible: Tensor, infrared: Tensor, setting: Setting) -> Tensor
     b, c, h, w = visible.shape
     bins = setting.grid**2
     tallest_bin = -(-h // setting.grid) + 1
-    rows = launch_configuration(setting, "partial_pool").constants["ROWS"]
-    splits = min(-(-_POOL_PROGRAMS // (bins * b)), -(-tallest_bin // rows))
+    row_tiles = -(-tallest_bin // launch_configuration(setting, "partial_pool").constants["ROWS"])
+    row_tiles_per_split = -(-row_tiles * bins * b // _POOL_PROGRAMS)
+    splits = -(-row_tiles // row_tiles_per_split)
     partial = _uninitialised((b, 2, bins, splits, c), torch.float32, visible)
     _run("partial_pool", (bins, splits, b), setting, visible, infrared, partial, h, w, splits)
     return partial

@@ -81,6 +81,7 @@ def partial_pool_kernel(
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     i_bin, i_split, i_b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     y_start, y_stop = _bin_start(i_bin // R, height, R), _bin_stop(i_bin // R, height, R)
@@ -97,14 +98,16 @@ def partial_pool_kernel(
     b_infrared = tl.zeros((ROWS * COLS, CP), tl.float32)
     tiles_x = tl.cdiv(x_stop - x_start, COLS)
     tiles_y = tl.cdiv(tl.maximum(y_stop - y_start, 0), ROWS)
-    for i_tile in range(tiles_x * tiles_y):
+    for i_tile in tl.range(0, tiles_x * tiles_y, num_stages=STAGES):
         y = y_start + i_tile // tiles_x * ROWS
         x = x_start + i_tile % tiles_x * COLS
         m_p = (y + o_y < y_stop) & (x + o_x < x_stop)
         m_tile = m_p[:, None] & (o_c < C)[None, :]
         base = _pixel_base(i_b, y * width + x, n_pixels, C, CHANNELS_LAST)
-        b_visible += tl.load(p_visible + base + o_tile, mask=m_tile, other=0.0).to(tl.float32)
-        b_infrared += tl.load(p_infrared + base + o_tile, mask=m_tile, other=0.0).to(tl.float32)
+        b_x = tl.load(p_visible + base + o_tile, mask=m_tile, other=0.0)
+        b_y = tl.load(p_infrared + base + o_tile, mask=m_tile, other=0.0)
+        b_visible += b_x.to(tl.float32)
+        b_infrared += b_y.to(tl.float32)
 
     o_partial = ((i_b * 2 * R * R + i_bin) * splits + i_split) * C + o_c
     tl.store(p_partial + o_partial, tl.sum(b_visible, axis=0), mask=o_c < C)
@@ -205,12 +208,15 @@ def finish_tokens_kernel(
 
 
 @triton.jit
-def _load_keys(p_keys, p_offsets, i_row, CP: tl.constexpr, BLOCK_T: tl.constexpr):
-    """Keys (CP, BLOCK_T) and offsets (1, BLOCK_T) of the tokens from row ``i_row`` on."""
+def _load_keys(p_keys, i_row, CP: tl.constexpr, BLOCK_T: tl.constexpr):
+    """Keys (CP, BLOCK_T) of the tokens from row ``i_row`` on."""
     o_t, o_c = tl.arange(0, BLOCK_T), tl.arange(0, CP)
-    b_keys = tl.load(p_keys + (i_row + o_t[None, :]) * CP + o_c[:, None])
-    b_offsets = tl.load(p_offsets + i_row + o_t)[None, :]
-    return b_keys, b_offsets
+    return tl.load(p_keys + (i_row + o_t[None, :]) * CP + o_c[:, None])
+
+
+@triton.jit
+def _load_offsets(p_offsets, i_row, BLOCK_T: tl.constexpr):
+    return tl.load(p_offsets + i_row + tl.arange(0, BLOCK_T))[None, :]  # 1 BLOCK_T
 
 
 @triton.jit
@@ -246,7 +252,8 @@ def _attend_online(
     b_sum = tl.zeros((BLOCK_N,), tl.float32)
     b_o = tl.zeros((BLOCK_N, CP), tl.float32)
     for i_t in range(0, TP, BLOCK_T):
-        b_keys, b_offsets = _load_keys(p_keys, p_offsets, i_row + i_t, CP, BLOCK_T)
+        b_keys = _load_keys(p_keys, i_row + i_t, CP, BLOCK_T)
+        b_offsets = _load_offsets(p_offsets, i_row + i_t, BLOCK_T)
         b_s = tl.dot(b_x, b_keys, input_precision=PRECISION) + b_offsets
         b_new_max = tl.maximum(b_max, tl.max(b_s, axis=1))
         b_shrink = tl.exp2(b_max - b_new_max)
@@ -281,8 +288,8 @@ def attend_kernel(
     i_program, i_b = tl.program_id(0), tl.program_id(1)
     i_row_0, i_row_1 = (i_b * 2) * TP, (i_b * 2 + 1) * TP
     if TP == BLOCK_T:  # loaded once per program, used for all its tiles
-        b_keys_0, b_offsets_0 = _load_keys(p_keys, p_offsets, i_row_0, CP, BLOCK_T)
-        b_keys_1, b_offsets_1 = _load_keys(p_keys, p_offsets, i_row_1, CP, BLOCK_T)
+        b_keys_0 = _load_keys(p_keys, i_row_0, CP, BLOCK_T)
+        b_keys_1 = _load_keys(p_keys, i_row_1, CP, BLOCK_T)
         b_values_0 = _load_values(p_values, i_row_0, CP, BLOCK_T)
         b_values_1 = _load_values(p_values, i_row_1, CP, BLOCK_T)
     o_n, o_c = tl.arange(0, BLOCK_N), tl.arange(0, CP)
@@ -294,8 +301,11 @@ def attend_kernel(
         b_visible = tl.load(p_visible + base + o_tile, mask=m_tile, other=0.0)  # BLOCK_N CP
         b_infrared = tl.load(p_infrared + base + o_tile, mask=m_tile, other=0.0)
         if TP == BLOCK_T:
-            b_o = _attend_once(b_visible, b_keys_0, b_offsets_0, b_values_0, PRECISION)
-            b_o += _attend_once(b_infrared, b_keys_1, b_offsets_1, b_values_1, PRECISION)
+            # Offsets are read again for every tile: held, they would take a quarter of the registers.
+            b_offsets = _load_offsets(p_offsets, i_row_0, BLOCK_T)
+            b_o = _attend_once(b_visible, b_keys_0, b_offsets, b_values_0, PRECISION)
+            b_offsets = _load_offsets(p_offsets, i_row_1, BLOCK_T)
+            b_o += _attend_once(b_infrared, b_keys_1, b_offsets, b_values_1, PRECISION)
         else:
             b_o = _attend_online(
                 b_visible, p_keys, p_offsets, p_values, i_row_0, CP, TP, BLOCK_N, BLOCK_T, PRECISION
@@ -331,7 +341,8 @@ def _pixel_gradient(
     b_sum = tl.zeros((BLOCK_N,), tl.float32)
     b_delta = tl.zeros((BLOCK_N,), tl.float32)
     for i_t in range(0, TP, BLOCK_T):
-        b_keys, b_offsets = _load_keys(p_keys, p_offsets, i_row + i_t, CP, BLOCK_T)
+        b_keys = _load_keys(p_keys, i_row + i_t, CP, BLOCK_T)
+        b_offsets = _load_offsets(p_offsets, i_row + i_t, BLOCK_T)
         b_s = tl.dot(b_x, b_keys, input_precision=PRECISION) + b_offsets  # BLOCK_N BLOCK_T
         b_values = _load_values(p_values, i_row + i_t, CP, BLOCK_T)
         b_dp = tl.dot(b_g, tl.trans(b_values), input_precision=PRECISION)
@@ -346,7 +357,8 @@ def _pixel_gradient(
 
     b_dx = tl.zeros((BLOCK_N, CP), tl.float32)
     for i_t in range(0, TP, BLOCK_T):
-        b_keys, b_offsets = _load_keys(p_keys, p_offsets, i_row + i_t, CP, BLOCK_T)
+        b_keys = _load_keys(p_keys, i_row + i_t, CP, BLOCK_T)
+        b_offsets = _load_offsets(p_offsets, i_row + i_t, BLOCK_T)
         b_s = tl.dot(b_x, b_keys, input_precision=PRECISION) + b_offsets
         b_values = _load_values(p_values, i_row + i_t, CP, BLOCK_T)
         b_dp = tl.dot(b_g, tl.trans(b_values), input_precision=PRECISION)
