@@ -29,10 +29,21 @@ def choose_device(requested: str) -> DeviceChoice:
         raise InputError("unknown device", expected=f"one of {', '.join(DEVICES)}", got=repr(requested))
     if requested == "cpu":
         return DeviceChoice("cpu", "asked for by name")
-    if torch.cuda.is_available():
-        reason = "asked for by name" if requested == "cuda" else "auto: a CUDA device is present"
-        return DeviceChoice("cuda", f"{reason} ({torch.cuda.get_device_name()})")
     why = "this torch is built without CUDA" if torch.version.cuda is None else "torch finds no CUDA device"
+    if torch.cuda.is_available():
+        try:
+            name = _start_device()
+        except RuntimeError as error:
+            why = f"the CUDA device does not start: {str(error).splitlines()[0]}"
+        else:
+            reason = "asked for by name" if requested == "cuda" else "auto: a CUDA device is present"
+            return DeviceChoice("cuda", f"{reason} ({name})")
     if requested == "cuda":
         raise InputError("device cuda asked for", got=why, do="choose auto or cpu, or install a CUDA build of torch")
     return DeviceChoice("cpu", f"auto: {why}")
+
+
+def _start_device() -> str:
+    """Name of the CUDA device. Raises RuntimeError where it is listed but busy, or too new for its driver."""
+    torch.empty(1, device="cuda")
+    return torch.cuda.get_device_name()

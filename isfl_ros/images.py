@@ -182,16 +182,14 @@ def normalise_tensor(raw: Tensor, black: Tensor, per_unit: Tensor, valid: Tensor
     """:func:`normalise` on a device, to the bit.
 
     Args:
-        raw: (H, W) uint8, int16 (the bits of uint16 counts) or float32.
+        raw: (H, W) float32, which holds uint8 and uint16 counts exactly.
         black, per_unit: float32 scalars, the latter 1 / (white - black).
         valid: (H, W) bool.
 
     Returns:
         (H, W) float32 in [0, 1].
     """
-    values = (raw.to(torch.int32) & 0xFFFF) if raw.dtype == torch.int16 else raw
-    picture = ((values.to(torch.float32) - black) * per_unit).clamp(0.0, 1.0)
-    return mask_invalid(picture, valid)
+    return mask_invalid(((raw - black) * per_unit).clamp(0.0, 1.0), valid)
 
 
 def split_luma(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:

@@ -81,7 +81,9 @@ class FusionResult:
 class FusionPipeline:
     """Loads a model once and fuses pairs. Not thread-safe: one caller at a time.
 
-    A thread that calls :meth:`fuse` has denormal numbers flushed to zero from then on (on the CPU).
+    The thread that makes it, and every one that calls :meth:`fuse` on the CPU, has denormal numbers flushed to zero from
+    then on: they add nothing to a picture and cost many times the cycles. Helper threads that torch started before keep
+    their own setting.
 
     When CUDA fails, the CPU finishes the picture and goes on (:class:`~isfl_ros.backends.fallback.FallbackBackend`);
     ``description`` and each result's ``device`` say so.
@@ -96,17 +98,18 @@ class FusionPipeline:
             raise InputError("threads out of range", expected="0 (torch's choice) or more", got=str(config.threads))
         if config.threads:
             torch.set_num_threads(config.threads)
+        torch.set_flush_denormal(True)  # helper threads take it over when they are made
         network, self.info = load_model(resolve_model(config.model))
-        self._plan = choose(config.device, config.implementation, config.precision, network)
+        plan = choose(config.device, config.implementation, config.precision, network)
         self._gain = GainControl(config.gain)
         self.has_gates: bool = network.has_gates
-        self._backend: Backend | None = make_backend(self._plan, network)
+        self._backend: Backend | None = make_backend(plan, network)
         self._about = {
             "model": self.info.name,
             "architecture": self.info.architecture,
             "recipe": self.info.recipe,
             "gates": "yes" if self.has_gates else "no",
-            **vars(self._plan),
+            **self._backend.plan.as_text(),
             "threads": str(torch.get_num_threads()),
             "isfl_ros": __version__,
             "torch": torch.__version__,
@@ -115,9 +118,13 @@ class FusionPipeline:
 
     @property
     def description(self) -> dict[str, str]:
-        """What runs where and why, for people; ``device`` and its reason change when a device fails or comes back."""
-        trouble = None if self._backend is None else self._backend.trouble
-        return self._about if trouble is None else self._about | {"device": "cpu", "device_reason": trouble}
+        """What runs where and why, for people. It changes when a device fails or comes back."""
+        return self._about if self._backend is None else self._about | self._backend.plan.as_text()
+
+    @property
+    def trouble(self) -> str | None:
+        """Why pictures are not fused where they should be, in words; None while all is well."""
+        return None if self._backend is None else self._backend.trouble
 
     def set_gain(self, gain: GainControlConfig) -> None:
         """Changes the gain control from the next picture on."""
@@ -178,7 +185,9 @@ class FusionPipeline:
         gained = time.perf_counter()
         fused = self._backend.fuse(frame, gate=gate)
         stages = dict(fused.stages_ms)
-        stages["preprocess"] += 1e3 * (gained - start)
+        # What no stage claims (a size that is compiled or captured, a device that is tried again) counts as preparation.
+        elapsed = 1e3 * (time.perf_counter() - gained)
+        stages["preprocess"] += 1e3 * (gained - start) + max(0.0, elapsed - sum(stages.values()))
         return FusionResult(
             luma=fused.luma,
             rgb=fused.rgb,
@@ -222,8 +231,13 @@ def check_pair(
     for name, picture in given.items():
         if picture.ndim not in ((2, 3) if name == "rgb" else (2,)):
             raise InputError(f"{name} of unsupported kind", expected="(H, W), or (H, W, 3) for rgb", got=str(picture.shape))
-        if name.endswith("valid") and picture.dtype != np.bool_:
-            raise InputError(f"{name} of unsupported kind", expected="bool", got=str(picture.dtype))
+        kinds = {"thermal": (np.uint8, np.uint16, np.float32), "rgb": (np.uint8,)}.get(name, (np.bool_,))
+        if picture.dtype not in kinds or (name == "rgb" and picture.ndim == 3 and picture.shape[2] != 3):
+            raise InputError(
+                f"{name} of unsupported kind",
+                expected=" or ".join(np.dtype(kind).name for kind in kinds) + (", 3 channels or none" if name == "rgb" else ""),
+                got=f"{picture.shape} {picture.dtype}",
+            )
     sizes = {name: picture.shape[:2] for name, picture in given.items()}
     if len(set(sizes.values())) != 1:
         raise InputError(

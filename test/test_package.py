@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "isfl_ros"
 ROS = {"rclpy", "sensor_msgs", "std_msgs", "diagnostic_msgs", "rcl_interfaces", "builtin_interfaces", "cv_bridge", "message_filters", "launch", "launch_ros"}
 # Folder -> parts of the package that it may import besides itself and the leaves.
-LEAVES = {"errors", "images", "device", "resources", "visualization", "io", "__init__"}
+LEAVES = {"errors", "images", "device", "resources", "visualization", "io", "__init__", "registration"}
 ALLOWED = {
     "ops": set(),
     "network": {"ops"},
@@ -31,6 +31,7 @@ ALLOWED = {
     "ros": {"pipeline", "network", "backends"},
     "io": set(),
     "images": set(),
+    "registration": set(),
 }
 
 

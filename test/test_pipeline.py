@@ -98,8 +98,10 @@ def test_one_modality_missing(pipeline, missing):
         (np.zeros((40, 40), np.uint8), np.zeros((40, 41, 3), np.uint8), "sizes differ.*thermal 40x40, rgb 41x40"),
         (np.zeros((31, 40), np.uint8), np.zeros((31, 40, 3), np.uint8), "too small"),
         (None, None, "both modalities are missing"),
-        (np.zeros((40, 40), np.int32), np.zeros((40, 40, 3), np.uint8), "thermal picture of unsupported kind"),
+        (np.zeros((40, 40), np.int32), np.zeros((40, 40, 3), np.uint8), "thermal of unsupported kind.*uint8 or uint16 or float32"),
         (np.zeros((40, 40), np.uint8), np.zeros(1600, np.uint8), "rgb of unsupported kind"),
+        (np.zeros((40, 40), np.uint8), np.zeros((40, 40, 3), np.uint16), "rgb of unsupported kind.*uint8"),
+        (np.zeros((40, 40), np.uint8), np.zeros((40, 40, 4), np.uint8), "rgb of unsupported kind.*3 channels"),
     ],
 )
 def test_unusable_pictures_are_refused(pipeline, t, v, message):
@@ -162,7 +164,7 @@ def test_a_failing_device_is_reported_and_the_cpu_goes_on(monkeypatch):
 
     def make(plan, network):
         on_cpu = lambda: backends.make_backend(backends.choose("cpu", "folded", "auto", network), network)  # noqa: E731
-        return FallbackBackend(lambda: Device(on_cpu()._network), on_cpu)
+        return FallbackBackend(lambda: Device(on_cpu()._network, plan), on_cpu())
 
     monkeypatch.setattr(module, "make_backend", make)
     reasons = {f"{key}_reason": "pretended" for key in ("device", "implementation", "precision")}

@@ -31,6 +31,12 @@ class Plan:
     implementation_reason: str
     precision: str
     precision_reason: str
+    automatic: frozenset[str] = frozenset()
+    """Which of ``implementation`` and ``precision`` were left to this package, and may be replaced when they do not work."""
+
+    def as_text(self) -> dict[str, str]:
+        """The choice and its reasons, for people."""
+        return {key: value for key, value in vars(self).items() if key != "automatic"}
 
 
 def choose(device: str, implementation: str, precision: str, network: torch.nn.Module) -> Plan:
@@ -58,6 +64,9 @@ def choose(device: str, implementation: str, precision: str, network: torch.nn.M
         implementation_reason=reason,
         precision=taken,
         precision_reason=why,
+        automatic=frozenset(
+            name for name, asked in (("implementation", implementation), ("precision", precision)) if asked == "auto"
+        ),
     )
 
 
@@ -109,10 +118,10 @@ def _for_cpu(asked: str, precision: str, network: torch.nn.Module) -> tuple[str,
     if asked != "auto":
         return asked, "asked for by name"
     if openvino_is_installed():
-        return "openvino", "auto on cpu: OpenVINO is installed; about twice as fast as torch, to rounding the same"
+        return "openvino", "auto on cpu: OpenVINO is installed"
     if precision == "bf16":
         raise InputError("precision bf16 on the CPU needs OpenVINO", got="it is not installed", do=OPENVINO_REMEDY)
-    return "folded", f"auto on cpu: OpenVINO, about twice as fast, is not installed ({OPENVINO_REMEDY})"
+    return "folded", f"auto on cpu: OpenVINO, which is faster, is not installed ({OPENVINO_REMEDY})"
 
 
 def _for_cuda(asked: str, precision: str, network: torch.nn.Module) -> tuple[str, str]:

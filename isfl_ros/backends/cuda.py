@@ -7,33 +7,38 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import nn
 
+from isfl_ros.backends.choice import Plan
 from isfl_ros.backends.device_frame import DeviceFrame
 from isfl_ros.backends.frame import FusedFrame, RawFrame
 from isfl_ros.backends.recently_used import RecentlyUsed
 
 GRAPHS_KEPT = 4
-"""Kinds of pictures (size, thermal depth, gate or not) whose graphs are kept; the one not used for longest goes first."""
+"""Picture sizes whose graphs are kept; the one not used for longest goes first."""
 _WARM_UP_RUNS = 3  # before capture: libraries choose their algorithms, kernels are compiled, memory is found
 
 
 @contextlib.contextmanager
-def float32_arithmetic(precision: str) -> Iterator[None]:
+def float32_arithmetic(precision: str, *, search: bool = True) -> Iterator[None]:
     """Whether float32 products, of torch and of the fused kernels, may be rounded to TF32: only for precision ``tf32``.
 
-    The switches are global to the process; they are put back afterwards.
+    With ``search``, cuDNN also tries its algorithms for each new shape and keeps the fastest. The switches are global to the
+    process; they are put back afterwards.
     """
-    allow = precision == "tf32"
-    matmul, before = torch.backends.cuda.matmul, torch.backends.cuda.matmul.allow_tf32
-    matmul.allow_tf32 = allow
+    switches = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+    before = [switch.fp32_precision for switch in switches]
+    benchmark = torch.backends.cudnn.benchmark
     try:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=True, deterministic=False, allow_tf32=allow):
-            yield
+        for switch in switches:
+            switch.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+        torch.backends.cudnn.benchmark = search
+        yield
     finally:
-        matmul.allow_tf32 = before
+        for switch, setting in zip(switches, before):
+            switch.fp32_precision = setting
+        torch.backends.cudnn.benchmark = benchmark
 
 
 @dataclass(frozen=True)
@@ -47,27 +52,26 @@ class CudaBackend:
 
     Args:
         network: of :func:`~isfl_ros.network.model.for_inference`, on CUDA.
-        precision: ``fp32``, ``tf32``, ``fp16`` or ``bf16``, that of the network.
+        plan: its precision is that of the network.
 
     Raises:
-        torch.OutOfMemoryError, torch.AcceleratorError: from :meth:`fuse`, when the device is full or lost.
+        RuntimeError: from :meth:`fuse`, of torch or Triton, when the device is full, lost, or cannot run a kernel.
     """
 
-    def __init__(self, network: nn.Module, *, precision: str):
+    def __init__(self, network: nn.Module, plan: Plan):
+        self.plan = plan
         self.trouble: str | None = None
         self._network: nn.Module | None = network
-        self._precision = precision
         self._device = torch.device("cuda", torch.cuda.current_device())
         self._stream = torch.cuda.Stream(self._device)
-        self._captured: RecentlyUsed[tuple[tuple[int, int], np.dtype, bool], _Captured] = RecentlyUsed(
-            GRAPHS_KEPT, self._capture
-        )
+        # Graphs are replayed one after the other and their results leave them at once: one working set serves them all.
+        self._pool = torch.cuda.graph_pool_handle()
+        self._captured: RecentlyUsed[tuple[int, int], _Captured] = RecentlyUsed(GRAPHS_KEPT, self._capture)
 
+    @torch.inference_mode()  # also where the caller's first picture is in that mode and the second is not
     def fuse(self, frame: RawFrame, *, gate: bool) -> FusedFrame:
         """See :class:`~isfl_ros.backends.frame.Backend`. Colour arithmetic on the device counts as ``network``."""
-        bits = np.dtype(np.uint8) if frame.thermal is None else frame.thermal.dtype
-        gate = gate and self._network.has_gates
-        captured = self._captured[frame.size, bits, gate]
+        captured = self._captured[frame.size]
         start = time.perf_counter()
         captured.frame.stage(frame)
         staged = time.perf_counter()
@@ -78,11 +82,11 @@ class CudaBackend:
             marks[1].record()
             captured.graph.replay()
             marks[2].record()
-            captured.frame.download()
+            captured.frame.download(gate=gate)
             marks[3].record()
         self._stream.synchronize()
         fetched = time.perf_counter()
-        luma, rgb, mean = captured.frame.result()
+        luma, rgb, mean = captured.frame.result(gate=gate)
         copied = time.perf_counter()
         upload, network, download = (a.elapsed_time(b) for a, b in zip(marks, marks[1:]))
         return FusedFrame(
@@ -97,17 +101,17 @@ class CudaBackend:
             device="cuda",
         )
 
-    def _capture(self, key: tuple[tuple[int, int], np.dtype, bool]) -> _Captured:
-        size, bits, gate = key
-        frame = DeviceFrame(self._network, size, bits, gate=gate, device=self._device)
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.inference_mode(), float32_arithmetic(self._precision):
-            with torch.cuda.stream(self._stream):
-                for _ in range(_WARM_UP_RUNS):
-                    frame.compute()
+    def _capture(self, size: tuple[int, int]) -> _Captured:
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        # A capture that fails does not put the stream back: this does.
+        with torch.cuda.stream(self._stream), float32_arithmetic(self.plan.precision):
+            frame = DeviceFrame(self._network, size, device=self._device)
+            for _ in range(_WARM_UP_RUNS):
+                frame.compute()
             self._stream.synchronize()
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=self._stream):
+            # thread_local: another thread of the process that frees memory must not break the capture.
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                 frame.compute()
         return _Captured(frame, graph)
 

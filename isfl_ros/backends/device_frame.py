@@ -15,9 +15,6 @@ from isfl_ros.images import luma_tensor, mask_invalid, normalise_tensor, recolou
 from isfl_ros.network.model import mean_gate
 
 _ALIGNMENT = 256  # bytes, of every array in the shared memory: wide loads want it
-# torch has no arithmetic on uint16: the same bits as int16, see normalise_tensor.
-_STAGED = {np.dtype(np.uint8): torch.uint8, np.dtype(np.uint16): torch.int16, np.dtype(np.float32): torch.float32}
-
 
 class _Arena:
     """Several arrays in one piece of host memory and one of device memory, so that one copy moves them all."""
@@ -54,22 +51,22 @@ class DeviceFrame:
     Args:
         network: of :func:`~isfl_ros.network.model.for_inference`, on ``device``.
         size: (H, W).
-        thermal: dtype of thermal pictures: uint8, uint16 or float32.
-        gate: whether the mean gate is computed and downloaded.
         device: where it runs.
+
+    One program serves thermal pictures of every depth, with and without the gate: a camera that dies, or a viewer that
+    joins, must not cost a capture. The mean gate is always computed, and comes down only when it is asked for.
 
     Order of use: :meth:`stage`, :meth:`upload`, :meth:`compute`, :meth:`download`, and after the device is done
     :meth:`result`.
     """
 
-    def __init__(self, network: nn.Module, size: tuple[int, int], thermal: np.dtype, *, gate: bool, device: torch.device):
+    def __init__(self, network: nn.Module, size: tuple[int, int], *, device: torch.device):
         self._network = network
         self._size = size
-        self._bits = thermal
         self._inputs = _Arena(
             {
                 "rgb": ((*size, 3), torch.uint8),
-                "thermal": (size, _STAGED[np.dtype(thermal)]),
+                "thermal": (size, torch.float32),
                 "range": ((2,), torch.float32),  # black, 1 / (white - black)
             },
             device,
@@ -77,11 +74,8 @@ class DeviceFrame:
         self._masks = _Arena({"rgb_valid": (size, torch.bool), "thermal_valid": (size, torch.bool)}, device)
         self._masks_on_device: tuple[bool, bool] | None = None  # whole values of both masks; None: pixel by pixel, or unknown
         self._masks_changed = True
-        outputs = {"rgb": ((*size, 3), torch.uint8), "luma": (size, torch.uint8)}
-        if gate:
-            outputs["gate"] = (size, torch.float32)
-        self._outputs = _Arena(outputs, device)
-        self._gate = gate
+        self._outputs = _Arena({"rgb": ((*size, 3), torch.uint8), "luma": (size, torch.uint8)}, device)
+        self._gate = _Arena({"gate": (size, torch.float32)}, device) if network.has_gates else None
 
     def stage(self, frame: RawFrame) -> None:
         """Copies a pair into the memory from which it is uploaded. The device must be done with the pair before."""
@@ -89,12 +83,12 @@ class DeviceFrame:
         if frame.rgb is None:
             rgb[:] = 0
         else:  # grey becomes R = G = B, whose luma is the grey value and whose chroma is neutral
-            np.copyto(rgb, frame.rgb if frame.rgb.ndim == 3 else frame.rgb[:, :, None])
+            np.copyto(rgb, frame.rgb if frame.rgb.ndim == 3 else frame.rgb[:, :, None], casting="no")
         if frame.thermal is None:
             thermal[:] = 0
             limits[:] = 0.0, 1.0
         else:
-            np.copyto(thermal.view(self._bits), frame.thermal)
+            np.copyto(thermal, frame.thermal, casting="safe")
             limits[:] = frame.black, 1.0 / (frame.white - frame.black)
         self._stage_masks(frame)
 
@@ -129,14 +123,16 @@ class DeviceFrame:
         fused_luma = torch.where(rgb_valid | thermal_valid, fused_luma, torch.zeros_like(fused_luma))
         self._outputs.on_device("luma").copy_(fused_luma)
         self._outputs.on_device("rgb").copy_(recolour_tensor(fused_luma, rgb, luma, rgb_valid))
-        if self._gate:
-            self._outputs.on_device("gate").copy_(mean_gate(gates, self._size)[0, 0])
+        if self._gate is not None:
+            self._gate.on_device("gate").copy_(mean_gate(gates, self._size)[0, 0])
 
-    def download(self) -> None:
-        """Queues the copy back."""
+    def download(self, *, gate: bool) -> None:
+        """Queues the copy back, with the mean gate where it is asked for and there is one."""
         self._outputs.download()
+        if gate and self._gate is not None:
+            self._gate.download()
 
-    def result(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    def result(self, *, gate: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Luma (H, W) uint8, RGB (H, W, 3) uint8 and gate (H, W) float32: copies, which the next pair leaves alone."""
         luma, rgb = (self._outputs.on_host(name).copy() for name in ("luma", "rgb"))
-        return luma, rgb, self._outputs.on_host("gate").copy() if self._gate else None
+        return luma, rgb, self._gate.on_host("gate").copy() if gate and self._gate is not None else None

@@ -7,6 +7,8 @@ from typing import Protocol
 
 import numpy as np
 
+from isfl_ros.backends.choice import Plan
+
 
 @dataclass(frozen=True, kw_only=True)
 class RawFrame:
@@ -50,6 +52,8 @@ class FusedFrame:
 class Backend(Protocol):
     """A network ready to fuse. One caller at a time."""
 
+    plan: Plan
+    """What runs now, and why."""
     trouble: str | None
     """Why pictures are not fused where they should be, in words; None while all is well."""
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from isfl_ros.backends.choice import Plan
 from isfl_ros.backends.frame import FusedFrame, RawFrame
 from isfl_ros.images import join_chroma, normalise, split_luma, to_uint8
 from isfl_ros.network.model import mean_gate
@@ -25,7 +26,8 @@ class HostBackend:
     cost a CPU many times the cycles.
     """
 
-    def __init__(self, network: Network):
+    def __init__(self, network: Network, plan: Plan):
+        self.plan = plan
         self.trouble: str | None = None
         self._network: Network | None = network
 

@@ -19,8 +19,10 @@ from isfl_ros.ops.pooled_cross_attention.folded import whole_frame
 sys.modules.setdefault("openvino_telemetry", None)
 import openvino  # noqa: E402
 
-SIZES_KEPT = 4
-"""Picture sizes whose compiled networks are kept; the one not used for longest goes first."""
+SIZES_KEPT = 2
+"""Picture sizes whose compiled networks are kept; the one not used for longest goes first. Each holds the memory of its
+feature maps: about 220 MB at 640x480, in proportion to the pixels.
+"""
 _TRACED = (101, 147)  # odd, so that a size written into the graph as a constant cannot pass the check at another one
 _CHECKED = (75, 62)
 _TOLERANCE = {"fp32": 1e-4, "bf16": 8 / 255}

@@ -64,10 +64,8 @@ class Plain:
         with torch.inference_mode(), contextlib.ExitStack() as stack:
             if self._variant.startswith("plain_tf32"):
                 allow = self._variant == "plain_tf32_on"
-                stack.enter_context(float32_arithmetic("tf32" if allow else "fp32"))
-                # float32_arithmetic also has cuDNN search for algorithms, which is not torch's default.
-                cudnn = torch.backends.cudnn
-                stack.enter_context(cudnn.flags(enabled=True, benchmark=False, deterministic=False, allow_tf32=allow))
+                # To search is not torch's default.
+                stack.enter_context(float32_arithmetic("tf32" if allow else "fp32", search=False))
             yield
 
     def run(self, index: int) -> tuple[Tensor, list[Tensor]]:

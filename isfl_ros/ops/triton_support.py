@@ -96,7 +96,7 @@ def check_triton(device: torch.device | str) -> str | None:
 
 
 def cache_directory() -> Path:
-    """Where Triton keeps what it compiled: ``$TRITON_CACHE_DIR``, else ``.triton/cache`` in ``$TRITON_HOME`` or the home."""
+    """Where Triton caches: ``$TRITON_CACHE_DIR``, or ``.triton/cache`` in ``$TRITON_HOME`` or the home."""
     named = os.environ.get("TRITON_CACHE_DIR")
     if named:
         return Path(named)

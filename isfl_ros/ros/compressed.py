@@ -41,7 +41,7 @@ COMPRESSED_CAUSES = (
     "truncated",
     "undecodable",
 )
-"""Every cause with which this file raises MalformedImage; all but a part of the last are found by `check_compressed`."""
+"""Every cause with which this file raises MalformedImage; `check_compressed` finds all but a part of the last."""
 
 # IMWRITE flag, range and default of `quality`
 _QUALITY: Mapping[str, tuple[int, range, int]] = {
@@ -174,7 +174,9 @@ def compressed_message(
     flag, allowed, default = _QUALITY[format]
     quality = default if quality is None else quality
     if quality not in allowed:
-        raise InputError(f"quality of {format} out of range", expected=f"{allowed[0]} to {allowed[-1]}", got=str(quality))
+        raise InputError(
+            f"quality of {format} out of range", expected=f"{allowed[0]} to {allowed[-1]}", got=str(quality)
+        )
     wanted = {"rgb8": (3, np.uint8), "mono8": (2, np.uint8), "mono16": (2, np.uint16), "16UC1": (2, np.uint16)}
     dimensions, dtype = wanted.get(encoding, (None, None))
     if dimensions is None or (format == "jpeg" and dtype is not np.uint8):
@@ -233,7 +235,8 @@ def _check_layout(found: _Found, stream: str, source: str, words: list[str]) -> 
     if encoding is not None and not found.colour and not target:
         if encoding.chroma != "none":
             raise MalformedImage(
-                "unsupported_format", f"has the bytes of {source} as one grey picture; expected colours, or raw transport"
+                "unsupported_format",
+                f"has the bytes of {source} as one grey picture; expected colours, or the raw transport",
             )
         if source.startswith("bayer_"):
             mosaic = encoding
@@ -260,15 +263,19 @@ def _check_size(width: int, height: int) -> None:
         )
 
 
+def _goes_on(data: memoryview, kind: str) -> str:
+    return f"has {len(data)} bytes of a {kind} that goes on; expected it to its end"
+
+
 def _number(data: memoryview, at: int, size: int) -> int:
     """Big-endian number of `size` bytes."""
     if at + size > len(data):
-        raise MalformedImage("truncated", f"ends after {len(data)} bytes in the middle of its header")
+        raise MalformedImage("truncated", f"ends in the middle of its structure, after {len(data)} bytes")
     return int.from_bytes(data[at : at + size], "big")
 
 
 def _check_png(data: memoryview) -> _Found:
-    """Header of a PNG (ISO/IEC 15948), after a walk over its chunks: all there, none damaged, enough to fill the size."""
+    """Header of a PNG (ISO/IEC 15948), after a walk over its chunks: all there, none damaged, enough for the size."""
     _number(data, 0, 33)  # signature and header, which is checked first
     if bytes(data[12:16]) != b"IHDR" or _number(data, 8, 4) != 13:
         raise MalformedImage("undecodable", "has a PNG that does not start with its header")
@@ -282,7 +289,7 @@ def _check_png(data: memoryview) -> _Found:
         length = _number(data, at, 4)
         end = at + 12 + length
         if end > len(data):
-            raise MalformedImage("truncated", f"has {len(data)} bytes of a PNG that goes on; expected its end")
+            raise MalformedImage("truncated", _goes_on(data, "PNG"))
         name = bytes(data[at + 4 : at + 8])
         if zlib.crc32(data[at + 4 : end - 4]) != _number(data, end - 4, 4):
             raise MalformedImage("undecodable", "has a PNG with a wrong checksum")
@@ -313,11 +320,11 @@ def _check_jpeg(data: memoryview) -> _Found:
         if marker == 0xD9:
             break
         if marker <= 0x01 or 0xD0 <= marker <= 0xD8:
-            raise MalformedImage("undecodable", f"has a JPEG with marker {marker:#04x} at byte {at}, where none belongs")
+            raise MalformedImage("undecodable", f"has a JPEG with marker {marker:#04x} at byte {at}, out of place")
         length = _number(data, at + 2, 2)
         start, at = at + 4, at + 2 + length
-        if length < 2 or at > len(data):
-            raise MalformedImage("truncated", f"has {len(data)} bytes of a JPEG that goes on; expected its end marker")
+        if at > len(data):
+            raise MalformedImage("truncated", _goes_on(data, "JPEG"))
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             if found is not None:
                 raise MalformedImage("undecodable", "has a JPEG with two headers")
@@ -325,10 +332,11 @@ def _check_jpeg(data: memoryview) -> _Found:
         elif marker == 0xDA:
             scans += 1
             if found is None or scans > MAX_SCANS:
-                raise MalformedImage("undecodable", f"has a JPEG with {scans} scans and {'a' if found else 'no'} header")
+                header = "a" if found else "no"
+                raise MalformedImage("undecodable", f"has a JPEG with {scans} scans and {header} header")
             following = _NEXT_MARKER.search(data, at)
             if following is None:
-                raise MalformedImage("truncated", f"has {len(data)} bytes of a JPEG that goes on; expected its end marker")
+                raise MalformedImage("truncated", _goes_on(data, "JPEG"))
             coded_bytes += following.start() - at
             at = following.start()
     if found is None or scans == 0:
@@ -369,7 +377,7 @@ def _decode(message: CompressedImage, picture: Picture, stream: str) -> np.ndarr
     try:
         pixels = cv2.imdecode(np.frombuffer(message.data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
-        pixels, reason = None, " ".join(str(error.err or error).split())
+        pixels, reason = None, " ".join(str(error).split())
     else:
         reason = "OpenCV cannot decode it"
     shape = (picture.height, picture.width, 3) if picture.colour else (picture.height, picture.width)

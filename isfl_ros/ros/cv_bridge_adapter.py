@@ -1,7 +1,7 @@
 """Colour conversion by cv_bridge where it is installed and gives what OpenCV gives, by OpenCV alone otherwise.
 
-cv_bridge knows the Bayer patterns and two of the YUV layouts. Before it is trusted it has to convert a few small pictures
-exactly as `decode_rgb` does, because not every installation can:
+cv_bridge knows the Bayer patterns and two of the YUV layouts. Before it is trusted it has to convert a few small
+pictures exactly as `decode_rgb` does, because not every installation can:
 - OpenCV 5 numbers its types anew: cv_bridge fails with `KeyError: 16`;
 - with numpy 2 it fails on every message that calls itself big-endian, 8-bit ones too, so it never gets to see one;
 - what the Python index calls `cv-bridge` is a port of the ROS 1 package that reads 16UC1 as 8 bits. Never install it.
@@ -24,7 +24,7 @@ CV_BRIDGE_ENCODINGS = (
     "yuv422",
     "yuv422_yuy2",
 )
-"""What needs a colour conversion that cv_bridge knows. It takes no other name of the YUV layouts, and no NV12 or NV21."""
+"""What needs a colour conversion that cv_bridge knows. It takes the YUV layouts under no other name, and no NV12."""
 
 ColourConverter = Callable[[Image], np.ndarray]
 """As `decode_rgb`: a message to H x W x 3 RGB u8, or H x W for `mono8`; raises MalformedImage."""
@@ -34,12 +34,12 @@ def colour_converter() -> tuple[ColourConverter, str]:
     """What turns messages of the RGB camera into pixels, and in words why. Takes milliseconds: call it once."""
     try:
         from cv_bridge import CvBridge
-    except ImportError:
-        return decode_rgb, "OpenCV: cv_bridge is not installed"
-    try:
+
         convert = _CvBridgeConverter(CvBridge())
         fault = _fault(convert)
     except Exception as error:  # whatever a broken installation raises is the reason not to use it
+        if isinstance(error, ModuleNotFoundError) and error.name == "cv_bridge":
+            return decode_rgb, "OpenCV: cv_bridge is not installed"
         fault = " ".join(f"{type(error).__name__}: {error}".split())
     if fault is not None:
         return decode_rgb, f"OpenCV: the installed cv_bridge does not convert as it should ({fault})"

@@ -18,7 +18,8 @@ median recent period where that is longer than the timeout, but no more than `LO
 camera that died a little earlier is the lesser one, yet beyond this bound the pictures of the other camera cannot wait.
 A stream whose period is more than half the timeout is reported (`slow`).
 
-Order of calls for each message: `accept`, `tick` (and carry out its events), `route`.
+Order of calls for each message: `accept`, `tick` (and carry out its events), `route`. Duplicates and messages out of
+order end here: the matcher has not seen the stamps of what was fused alone, and could not tell them.
 """
 
 from __future__ import annotations
@@ -340,7 +341,7 @@ class Supervisor:
         self._advance(now_ns)
 
     def time_jumped(self) -> None:
-        """Say that time itself was set back (simulated clock): the next stamp of either stream is good, whatever it is."""
+        """Say that time itself was set back (simulated clock): the next stamp of either stream is good in any case."""
         for stream in self._streams.values():
             stream.stamp_ns = None
 
@@ -403,7 +404,9 @@ class Supervisor:
             flush = Flush(survivor=survivor.name if survivor.state == "alive" else None, route=self._alone())
             self._give_up(stream, "frozen" if frozen else "missing", at_ns, flush=flush)
 
-    def _give_up(self, stream: _Stream, state: Literal["missing", "frozen"], at_ns: int, *, flush: Flush | None) -> None:
+    def _give_up(
+        self, stream: _Stream, state: Literal["missing", "frozen"], at_ns: int, *, flush: Flush | None
+    ) -> None:
         stream.state, stream.since_ns = state, at_ns
         self._events.append(
             Event(

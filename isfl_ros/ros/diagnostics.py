@@ -74,6 +74,8 @@ class Facts:
     """Stage -> (median, 95th percentile) in ms."""
     pipeline: Mapping[str, str]
     """What runs where and why; empty unless configured."""
+    trouble: str | None
+    """Why pictures are not fused on the device where they should be, in words."""
 
 
 def report(facts: Facts, stamp: Time) -> DiagnosticArray:
@@ -146,6 +148,8 @@ def judge_processing(facts: Facts) -> Verdict:
         return ERROR, facts.size_mismatch
     if dropped["failed"]:
         return ERROR, f"{dropped['failed']} pairs could not be fused: {facts.failure}"
+    if facts.trouble is not None:
+        return WARN, f"pictures are fused on the CPU: {facts.trouble}"
     if facts.fused_since == 0 and dropped["no_subscriber"]:
         return OK, "idle: no output has a subscriber"
     if dropped["superseded"]:

@@ -134,6 +134,7 @@ def _run(stop: StopRequest, make_pipeline: Callable[[PipelineConfig], FusionPipe
     from rclpy.lifecycle import TransitionCallbackReturn
     from rclpy.logging import get_logger
 
+    from isfl_ros.backends.fallback import device_was_lost
     from isfl_ros.errors import InputError
     from isfl_ros.pipeline import FusionPipeline
     from isfl_ros.ros.node import FusionNode
@@ -158,7 +159,7 @@ def _run(stop: StopRequest, make_pipeline: Callable[[PipelineConfig], FusionPipe
             executor.spin_once(timeout_sec=1.0)
         if not node.finalized:
             node.trigger_shutdown()
-        if node.work_abandoned:
+        if node.work_abandoned or device_was_lost():
             leave(0)
         return 0
     finally:

@@ -167,6 +167,8 @@ class FusionNode(LifecycleNode):
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Free the model and take the topics away."""
+        if self.work_abandoned:
+            return self._refuse("clean up", "the pair that was being fused at deactivation is still not done; try again")
         self._free()
         return super().on_cleanup(state)
 
@@ -220,9 +222,9 @@ class FusionNode(LifecycleNode):
         if self._outputs is not None:
             self._outputs.close()
             self._outputs = None
-        if self._pipeline is not None:
+        if self._pipeline is not None and not self.work_abandoned:  # else a thread is in it still, to the end of the process
             self._pipeline.close()
-            self._pipeline = None
+        self._pipeline = None
 
     # messages
 
@@ -306,6 +308,7 @@ class FusionNode(LifecycleNode):
             fused_since=since[STREAMS[0]].fused,
             latency={} if processor is None else processor.latency.summary(),
             pipeline={} if self._pipeline is None else self._pipeline.description,
+            trouble=None if self._pipeline is None else self._pipeline.trouble,
         )
         self._diagnostics.publish(diagnostics.report(facts, self.get_clock().now().to_msg()))
         self._past.append(now)

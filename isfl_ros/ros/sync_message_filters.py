@@ -9,7 +9,7 @@ It stays what it is otherwise. Where the two matchers differ (test/ros/test_sync
 | case | builtin | message_filters |
 |---|---|---|
 | stamps exactly the slop apart | pair | no pair; with slop 0 never a pair, so that is refused |
-| a closer partner still to come | waited for where its stream's period allows one | first message within the slop wins |
+| a closer partner still to come | waited for where one can come | first message within the slop wins |
 | two waiting partners equally close | the newer | the one that came first |
 | waiting message older than a pair handed out | dropped at once | can still be paired: stamps of pairs can go back |
 | message older than its predecessor | dropped as out_of_order | taken, unless older than all of a full queue |
@@ -33,7 +33,7 @@ from isfl_ros.ros.sync import BUFFER, RECENT, STREAMS, TIME_JUMP_NS, Item, Outco
 MATCHER_CHOICES = ("builtin", "message_filters")
 
 ORIGIN_NS = 2**62
-"""Added to the stamps that the library sees: its Time holds 0 to 2**63 - 1, and a stamp plus an offset can be negative."""
+"""Added to stamps for the library: its Time holds 0 to 2**63 - 1, and a stamp plus an offset can be negative."""
 
 
 @dataclass(eq=False)
@@ -167,8 +167,8 @@ class MessageFiltersMatcher(Generic[Item]):
     def _connect(self) -> None:
         """A new synchroniser with empty queues; also the way out of one whose lock was left held."""
         self._inputs = {stream: self._library.SimpleFilter() for stream in STREAMS}
-        # it cuts its seconds off to whole nanoseconds, and slop / 1e9 can lie just below the wanted one
-        seconds = (self.slop_ns + 0.25) * 1e-9
+        # a product, because it cuts its seconds off to whole nanoseconds: slop / 1e9 can become one nanosecond less
+        seconds = self.slop_ns * 1e-9
         self._synchronizer = self._library.ApproximateTimeSynchronizer(list(self._inputs.values()), BUFFER, seconds)
         self._delivered.clear()
         self._synchronizer.registerCallback(lambda thermal, rgb: self._delivered.append((thermal, rgb)))

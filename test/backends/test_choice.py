@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 
+from isfl_ros import device as device_module
 from isfl_ros.backends import choice
 from isfl_ros.errors import InputError
 from isfl_ros.network.config import IsflConfig
@@ -21,7 +22,7 @@ def machine(monkeypatch):
 
     def pretend(*, cuda=False, capability=(9, 0), openvino=True, triton=None):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-        monkeypatch.setattr(torch.cuda, "get_device_name", lambda *a: "pretended")
+        monkeypatch.setattr(device_module, "_start_device", lambda: "pretended")
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *a: capability)
         monkeypatch.setattr(choice, "openvino_is_installed", lambda: openvino)
         monkeypatch.setattr(choice, "check_triton", lambda device: triton)
@@ -46,6 +47,18 @@ def test_automatic_choices_say_why(machine):
     assert "kernels need 7.5" in plan().implementation_reason and "no matrix units" in plan().precision_reason
     for reason in (plan().device_reason, plan().implementation_reason, plan().precision_reason):
         assert "auto" in reason
+
+
+def test_a_device_that_does_not_start_is_left_alone(machine, monkeypatch):
+    machine(cuda=True)
+
+    def busy():
+        raise RuntimeError("CUDA-capable device(s) is/are busy or unavailable\nand more")
+
+    monkeypatch.setattr(device_module, "_start_device", busy)
+    assert plan().device == "cpu" and "busy or unavailable" in plan().device_reason and "more" not in plan().device_reason
+    with pytest.raises(InputError, match="busy or unavailable"):
+        plan(device="cuda")
 
 
 def test_missing_compiler_is_named_and_torch_takes_over_only_for_auto(machine):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -40,13 +42,13 @@ def network():
     return for_inference(IsflNet(IsflConfig(width=8, grid=4, gate_width=4)))
 
 
-def run(program, frame):
+def run(program, frame, gate=True):
     program.stage(frame)
     program.upload()
     with torch.inference_mode():
         program.compute()
-    program.download()
-    return program.result()
+    program.download(gate=gate)
+    return program.result(gate=gate)
 
 
 def masks(rng):
@@ -68,10 +70,8 @@ CASES = {
 def test_device_program_gives_the_bytes_of_the_host(network, case, masked):
     rng = np.random.default_rng(1)
     frame = random_frame(rng, **CASES[case], masks=masks(rng) if masked else (None, None))
-    wanted = HostBackend(TorchNetwork(network)).fuse(frame, gate=True)
-    bits = np.dtype(np.uint8) if frame.thermal is None else frame.thermal.dtype
-    program = DeviceFrame(network, SIZE, bits, gate=True, device=torch.device("cpu"))
-    luma, rgb, gate = run(program, frame)
+    wanted = HostBackend(TorchNetwork(network), None).fuse(frame, gate=True)
+    luma, rgb, gate = run(DeviceFrame(network, SIZE, device=torch.device("cpu")), frame)
     np.testing.assert_array_equal(luma, wanted.luma)
     np.testing.assert_array_equal(rgb, wanted.rgb)
     np.testing.assert_array_equal(gate, wanted.gate)
@@ -79,15 +79,16 @@ def test_device_program_gives_the_bytes_of_the_host(network, case, masked):
 
 
 def test_nothing_of_one_picture_stays_for_the_next(network):
-    """Masks stay on the device while they are unchanged; every change of kind must be noticed."""
+    """One program serves every kind. Masks stay on the device while they are unchanged; a change must be noticed."""
     rng = np.random.default_rng(2)
-    program = DeviceFrame(network, SIZE, np.dtype(np.uint8), gate=False, device=torch.device("cpu"))
-    host = HostBackend(TorchNetwork(network))
+    program = DeviceFrame(network, SIZE, device=torch.device("cpu"))
+    host = HostBackend(TorchNetwork(network), None)
     kinds = [{}, {"masks": masks(rng)}, {"masks": masks(rng)}, {}, {}, {"missing": "rgb"}, {"missing": "thermal"}, {}]
     kinds += [{"masks": (None, masks(rng)[1])}, {"missing": "rgb", "masks": masks(rng)}, {}]
+    kinds += [{"thermal": np.uint16}, {"grey": True}, {"thermal": np.float32}, {}]
     for kind in kinds:
         frame = random_frame(rng, **kind)
-        luma, rgb, gate = run(program, frame)
+        luma, rgb, gate = run(program, frame, gate=False)
         wanted = host.fuse(frame, gate=False)
         np.testing.assert_array_equal(luma, wanted.luma)
         np.testing.assert_array_equal(rgb, wanted.rgb)
@@ -96,7 +97,7 @@ def test_nothing_of_one_picture_stays_for_the_next(network):
 
 def test_results_belong_to_the_caller(network):
     rng = np.random.default_rng(3)
-    program = DeviceFrame(network, SIZE, np.dtype(np.uint8), gate=True, device=torch.device("cpu"))
+    program = DeviceFrame(network, SIZE, device=torch.device("cpu"))
     first = run(program, random_frame(rng))
     kept = [array.copy() for array in first]
     run(program, random_frame(rng))
@@ -119,3 +120,10 @@ def test_colour_on_a_device_is_opencv_s_for_every_colour():
         np.testing.assert_array_equal(got.numpy(), luma)
         recoloured = recolour_tensor(torch.from_numpy(fused), tensor, got, everywhere)
         np.testing.assert_array_equal(recoloured.numpy(), join_chroma(fused, chroma))
+
+
+@pytest.mark.parametrize("rgb", [np.uint16, np.bool_, np.float32])
+def test_pictures_of_another_kind_are_not_converted_silently(network, rgb):
+    frame = dataclasses.replace(random_frame(np.random.default_rng(4)), rgb=np.ones((*SIZE, 3), rgb))
+    with pytest.raises(TypeError):
+        DeviceFrame(network, SIZE, device=torch.device("cpu")).stage(frame)

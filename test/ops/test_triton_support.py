@@ -122,8 +122,8 @@ class TestCache:
     def test_directory(self, monkeypatch, tmp_path):
         monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
         monkeypatch.delenv("TRITON_HOME", raising=False)
-        monkeypatch.setenv("HOME", "/home/driver")
-        assert cache_directory() == Path("/home/driver/.triton/cache")
+        monkeypatch.setenv("HOME", "/srv/driver")
+        assert cache_directory() == Path("/srv/driver/.triton/cache")
         monkeypatch.setenv("TRITON_HOME", str(tmp_path))
         assert cache_directory() == tmp_path / ".triton" / "cache"
         monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "kernels"))

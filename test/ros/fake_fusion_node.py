@@ -27,6 +27,7 @@ class FakePipeline:
             "precision_reason": "it is fake",
             "gates": os.environ.get("FAKE_GATES", "yes"),
         }
+        self.trouble = None
         self.config = config
         self.gain = config.gain
 

@@ -79,9 +79,9 @@ def segment(marker: int, data: bytes) -> bytes:
     return bytes([0xFF, marker]) + struct.pack(">H", len(data) + 2) + data
 
 
-def frame(width=WIDTH, height=HEIGHT, depth=8, marker=0xC0, factors=(0x11, 0x11, 0x11)) -> bytes:
+def frame(width=WIDTH, height=HEIGHT, depth=8, marker=0xC0, factors=(0x11, 0x11, 0x11), more=b"") -> bytes:
     parts = b"".join(bytes([index, factor, 0]) for index, factor in enumerate(factors))
-    return segment(marker, struct.pack(">BHHB", depth, height, width, len(factors)) + parts)
+    return segment(marker, struct.pack(">BHHB", depth, height, width, len(factors)) + parts + more)
 
 
 START, END = b"\xff\xd8", b"\xff\xd9"
@@ -91,7 +91,9 @@ SCAN = segment(0xDA, bytes(10)) + bytes(10_000)
 # what good messages become
 
 
-@pytest.mark.parametrize("format", ["png", "mono16; png compressed ", "16UC1; png compressed ", "16UC1; png compressed"])
+@pytest.mark.parametrize(
+    "format", ["png", "mono16; png compressed ", "16UC1; png compressed ", "16UC1; png compressed"]
+)
 def test_counts_of_a_16_bit_png_come_back_native_and_exact(format):
     counts = noise(HEIGHT, WIDTH, dtype=np.uint16)
     out = decode_compressed_thermal(message(png(counts, kind=0), format))
@@ -207,8 +209,34 @@ def test_bytes_after_the_end_are_padding():
         np.testing.assert_array_equal(padded, decode_compressed_rgb(message(data, "jpeg")))
 
 
+@pytest.mark.parametrize("kind, flags", [("jpeg", ()), ("jpeg", (cv2.IMWRITE_JPEG_PROGRESSIVE, 1)), ("png", ())])
+def test_a_flat_picture_is_not_taken_for_one_that_was_cut_off(kind, flags):
+    """It is coded in hardly more than the least that its size can take."""
+    flat = np.full((1000, 2000, 3), 90, np.uint8)
+    smallest = [*flags, cv2.IMWRITE_PNG_COMPRESSION, 9] if kind == "png" else [*flags, cv2.IMWRITE_JPEG_OPTIMIZE, 1]
+    coded = cv2.imencode(f".{kind}", flat, smallest)[1].tobytes()
+    assert len(coded) < flat.size / 200
+    np.testing.assert_array_equal(decode_compressed_rgb(message(coded, kind)), flat)
+
+
+def test_a_progressive_jpeg_can_spend_one_bit_on_a_block():
+    tables = segment(0xDB, b"\0" + bytes([1] * 64)) + segment(0xC4, b"\0\1" + bytes(15) + b"\0")
+    means_only = segment(0xDA, bytes([1, 0, 0, 0, 0, 0]))
+    data = START + tables + frame(64, 64, marker=0xC2, factors=(0x11,)) + means_only + bytes(64 // 8) + END
+    np.testing.assert_array_equal(decode_compressed_thermal(message(data, "jpeg")), np.full((64, 64), 128))
+    refused(data.replace(bytes(8) + END, bytes(7) + END), "jpeg", "thermal", "truncated")
+
+
+def test_fill_bytes_before_a_marker_are_skipped():
+    data = jpeg(smooth())
+    filled = data[:2] + b"\xff\xff\xff" + data[2:-2] + b"\xff\xff" + data[-2:]
+    np.testing.assert_array_equal(
+        decode_compressed_rgb(message(filled, "jpeg")), decode_compressed_rgb(message(data, "jpeg"))
+    )
+
+
 def test_what_is_known_without_decoding():
-    found = check_compressed(message(png(noise(HEIGHT, WIDTH, dtype=np.uint16), kind=0), "16UC1; png compressed "), "thermal")
+    found = check_compressed(message(GREY16, "16UC1; png compressed "), "thermal")
     assert (found.kind, found.width, found.height, found.depth) == ("png", WIDTH, HEIGHT, 16)
     assert (found.colour, found.alpha, found.source) == (False, False, "16UC1")
     found = check_compressed(message(jpeg(smooth(40, 64)), "jpeg"), "rgb")
@@ -290,6 +318,9 @@ COLOUR = png(noise(HEIGHT, WIDTH, 3), kind=2)
         (START + segment(0xE0, b"") + b"x" + frame() + SCAN + END, "jpeg", "rgb", "undecodable"),
         (START + segment(0xE0, b"") + START + END, "jpeg", "rgb", "undecodable"),
         (START + SCAN + frame() + END, "jpeg", "rgb", "undecodable"),
+        (START + b"\xff\xe0\0\0" + frame() + SCAN + END, "jpeg", "rgb", "undecodable"),  # no segment is shorter
+        (START + b"\xff\xe0\0\1" + frame() + SCAN + END, "jpeg", "rgb", "undecodable"),
+        (START + frame(more=b"x") + SCAN + END, "jpeg", "rgb", "undecodable"),
         (START + frame(factors=(0x51, 0x11, 0x11)) + SCAN + END, "jpeg", "rgb", "undecodable"),
         (START + frame(factors=(0x10, 0x11, 0x11)) + SCAN + END, "jpeg", "rgb", "undecodable"),
         (START + frame() + (MAX_SCANS + 1) * SCAN + END, "jpeg", "rgb", "undecodable"),
@@ -345,7 +376,7 @@ def test_a_png_is_refused_wherever_it_was_cut_off(no_decoding):
     [
         START + frame(factors=(0x11,)) + SCAN + END,  # no tables
         SIGNATURE + header() + chunk(b"IDAT", bytes(2000)) + chunk(b"IEND"),  # not deflated
-        SIGNATURE + header() + chunk(b"IDAT", zlib.compress(bytes(HEIGHT * WIDTH // 2))) + chunk(b"IEND"),  # too few rows
+        SIGNATURE + header() + chunk(b"IDAT", zlib.compress(bytes(HEIGHT * WIDTH // 2))) + chunk(b"IEND"),
         SIGNATURE + header(kind=3) + GREY8[33:],  # palette without its colours
     ],
     ids=["no tables", "not deflated", "too few rows", "no palette"],
@@ -354,6 +385,26 @@ def test_what_only_the_decoder_can_see(data):
     check_compressed(message(data, "x"), "rgb")
     text = refused(data, "x", "rgb", "undecodable")
     assert "damaged" in text
+
+
+def _other_size(*args):
+    return np.zeros((HEIGHT - 1, WIDTH), np.uint8)
+
+
+def _other_depth(*args):
+    return np.zeros((HEIGHT, WIDTH), np.uint16)
+
+
+def _error(*args):
+    raise cv2.error("too\nlarge")
+
+
+@pytest.mark.parametrize(
+    "decoder, words", [(_other_size, "(32, 47) uint8"), (_other_depth, "uint16"), (_error, "too large")]
+)
+def test_a_decoder_that_finds_another_picture_than_the_header_is_not_believed(monkeypatch, decoder, words):
+    monkeypatch.setattr(compressed.cv2, "imdecode", decoder)
+    assert words in refused(GREY8, "png", "rgb", "undecodable")
 
 
 def test_remedies_are_named():
@@ -394,7 +445,8 @@ def test_quality():
     pixels = noise(HEIGHT, WIDTH, 3)
 
     def size(format, quality):
-        return len(compressed_message(pixels // 16, encoding="rgb8", header=Header(), format=format, quality=quality).data)
+        out = compressed_message(pixels // 16, encoding="rgb8", header=Header(), format=format, quality=quality)
+        return len(out.data)
 
     assert size("jpeg", 1) < size("jpeg", 50) < size("jpeg", None) < size("jpeg", 100)
     assert size("png", 9) <= size("png", None) < size("png", 0)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import sys
 from array import array
 from types import SimpleNamespace
@@ -53,16 +54,14 @@ def test_the_installed_cv_bridge_is_used(bridge):
     assert convert is not decode_rgb
 
 
-@pytest.mark.parametrize("pad", [0, 1, 6])
-@pytest.mark.parametrize("big", [0, 1])
-@pytest.mark.parametrize("size", [(34, 36), (33, 47)])
 @pytest.mark.parametrize("encoding", RGB_ENCODINGS)
-def test_converter_equals_decode_rgb(bridge, encoding, size, big, pad):
+def test_converter_equals_decode_rgb(bridge, encoding):
     convert, _ = colour_converter()
-    image = message(encoding, height=size[0], width=size[1], pad=pad, big=big)
-    out = convert(image)
-    assert out.dtype == np.uint8 and out.flags.c_contiguous
-    np.testing.assert_array_equal(out, decode_rgb(image))
+    for (height, width), pad, big in itertools.product([(34, 36), (33, 47)], [0, 1, 6], [0, 1]):
+        image = message(encoding, height=height, width=width, pad=pad, big=big)
+        out = convert(image)
+        assert out.dtype == np.uint8 and out.flags.c_contiguous
+        np.testing.assert_array_equal(out, decode_rgb(image), err_msg=f"{height}x{width}, {pad}, {big}")
 
 
 @pytest.mark.parametrize("pad", [0, 12])
@@ -90,6 +89,15 @@ def test_opencv_where_there_is_no_cv_bridge(monkeypatch):
     convert, reason = colour_converter()
     assert convert is decode_rgb
     assert reason == "OpenCV: cv_bridge is not installed"
+
+
+def test_a_cv_bridge_that_cannot_be_imported_is_not_said_to_be_missing(monkeypatch, tmp_path):
+    (tmp_path / "cv_bridge.py").write_text("import a_module_that_nobody_has")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "cv_bridge", raising=False)
+    convert, reason = colour_converter()
+    assert convert is decode_rgb
+    assert "a_module_that_nobody_has" in reason and "is not installed" not in reason
 
 
 def test_a_cv_bridge_that_converts_alike_is_asked_for_what_it_knows_and_nothing_else(monkeypatch):

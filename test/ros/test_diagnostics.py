@@ -48,6 +48,7 @@ def facts(*, thermal=None, rgb=None, **changes):
         fused_since=10,
         latency={"network": (12.5, 20.0)},
         pipeline={"model": "isfl"},
+        trouble=None,
     )
     return replace(everything, **changes)
 
@@ -163,3 +164,8 @@ def test_difference():
     now, before = counts(received=10, fused=5, failed=3, unmatched=2), counts(received=4, fused=2, failed=2)
     assert difference(now, before) == counts(received=6, fused=3, failed=1, unmatched=2)
     assert difference(now, None) == now
+
+
+def test_a_device_that_failed_is_named():
+    level, message, _ = entries(facts(trouble="CUDA out of memory: 2 GiB"))["fusion: processing"]
+    assert (level, message) == (WARN, "pictures are fused on the CPU: CUDA out of memory: 2 GiB")

@@ -70,7 +70,7 @@ def test_equal_stamps_are_paired_at_once(kind, first):
     assert log.matcher.pending == {"thermal": 0, "rgb": 0}
 
 
-@pytest.mark.parametrize("slop_ns", [1, 3, 999_999, 1_000_001, 50_000_000, 50_000_001, 299_999_999, 10_000_000_000])
+@pytest.mark.parametrize("slop_ns", [1, 3, 999_999, 1_001_000, 50_000_000, 50_000_001, 299_999_999, 10_000_000_000])
 @pytest.mark.parametrize("sign", [1, -1])
 def test_slop_is_exact_to_the_nanosecond(kind, slop_ns, sign):
     stamp = 1_700_000_000 * 10**9
@@ -403,6 +403,44 @@ def test_a_full_queue_of_message_filters_gives_up_its_oldest():
     assert log.dropped == [("thermal", 1000, "unmatched")]
     log.t(1005)
     assert log.dropped[1:] == [("thermal", 1005, "out_of_order")]
+    log.t(1055)  # late as well, but not the oldest
+    assert log.dropped[2:] == [("thermal", 1010, "unmatched")]
+
+
+@pytest.mark.parametrize("came", [0, 1])
+@pytest.mark.parametrize("first", STREAMS)
+def test_message_filters_remembers_how_close_a_partner_came(first, came):
+    """Before or after the message, which is pushed out long after that."""
+    real_message_filters()
+    log = Log(MessageFiltersMatcher, slop_ms=5)
+    order = (first, STREAMS[1 - STREAMS.index(first)])
+    for stream in order:
+        log.offer(stream, 112 if stream == "thermal" else 100)
+    for i in range(1, BUFFER + 1):
+        log.offer(order[came], 1000 * i)
+    assert [(stream, reason) for stream, _, reason in log.dropped] == [(order[came], "unmatched")]
+    assert log.matcher.closest_miss_ns == 12 * MS
+
+
+def test_message_filters_measures_anew_after_an_offset():
+    real_message_filters()
+    log = Log(MessageFiltersMatcher, slop_ms=5)
+    log.t(0)
+    log.r(12)
+    log.matcher.configure(slop_ns=5 * MS, thermal_offset_ns=300 * MS)
+    for i in range(1, BUFFER + 1):
+        log.t(1000 * i)
+    assert log.dropped == [("thermal", 0, "unmatched")]
+    assert log.matcher.closest_miss_ns == 288 * MS
+
+
+def test_message_filters_is_fed_anew_in_the_order_of_stamps():
+    real_message_filters()
+    log = Log(MessageFiltersMatcher, slop_ms=1)
+    for stamp in (0, 10):
+        log.t(stamp)
+    log.r(5)
+    assert log.take(log.matcher.configure(slop_ns=6 * MS, thermal_offset_ns=0)) == [(0, 5)]
 
 
 # the bare library, as the adapter finds it
@@ -457,11 +495,11 @@ def test_an_exception_inside_the_library_costs_what_waited_and_no_more():
     log.t(0)
     with pytest.raises(KeyboardInterrupt):
         log.r(0)
+    assert not log.matcher._synchronizer.lock.locked()
     assert log.matcher.pending == {"thermal": 1, "rgb": 1}
     assert log.t(33) == []
     assert log.dropped == [("thermal", 0, "unmatched"), ("rgb", 0, "unmatched")]
     assert log.r(33) == [(33, 33)]
-    assert not log.matcher._synchronizer.lock.locked()
 
 
 # the choice

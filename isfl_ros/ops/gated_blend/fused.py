@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 MAX_CHANNELS = 64
 MAX_GATE_CHANNELS = 32
 
-# Programs per multiprocessor below which strips are cut shorter, and the longest strip in tiles. A strip shares its halo
-# rows and loads its weights once; programs fill the chip.
+# Programs per multiprocessor below which strips are cut shorter, and the longest strip in tiles. A strip shares its
+# halo rows and loads its weights once; programs fill the chip.
 _PROGRAMS_PER_MULTIPROCESSOR = 4
 _LONGEST_STRIP = 8
 

@@ -180,8 +180,19 @@ def launch_configuration(setting: Setting, kernel: str) -> Launch:
             # Every thread holds whole rows of both operands: wide features leave registers for few tokens.
             block_t = min(block_t, 16 if channels > 32 else 32 if half else 64)
             warps, programs = 8, 2
-    if kernel == "partial_pool":
+    elif kernel == "partial_pool":
         stages = 3
+    elif kernel == "attend_backward_pixels":
+        if not tensor_cores:
+            block_n, block_t = 32, 16
+        elif not half and channels > 32:
+            block_t = min(block_t, 32)
+    elif kernel == "attend_backward_tokens":
+        programs = 4
+        if not tensor_cores:
+            block_n, block_t, warps = 32, min(block_t, 32), 8
+        elif not half and channels > 32:
+            block_n = 32
     constants = {
         "C": setting.channels,
         "CP": channels,

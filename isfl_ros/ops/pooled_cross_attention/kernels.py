@@ -58,13 +58,11 @@ def _tile_mask(o_n, o_c, n_left, C: tl.constexpr, CP: tl.constexpr):
 
 
 @triton.jit
-def _bin_start(i, size, R: tl.constexpr):
-    return i * size // R
-
-
-@triton.jit
-def _bin_stop(i, size, R: tl.constexpr):
-    return ((i + 1) * size + R - 1) // R
+def _bin(i_y, i_x, height, width, R: tl.constexpr):
+    """Rows and columns [start, stop) of a bin, as in adaptive average pooling: bins overlap where R does not divide."""
+    y_start, y_stop = i_y * height // R, ((i_y + 1) * height + R - 1) // R
+    x_start, x_stop = i_x * width // R, ((i_x + 1) * width + R - 1) // R
+    return y_start, y_stop, x_start, x_stop
 
 
 @triton.jit(do_not_specialize=["height", "width", "splits"])
@@ -84,8 +82,7 @@ def partial_pool_kernel(
     STAGES: tl.constexpr,
 ):
     i_bin, i_split, i_b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    y_start, y_stop = _bin_start(i_bin // R, height, R), _bin_stop(i_bin // R, height, R)
-    x_start, x_stop = _bin_start(i_bin % R, width, R), _bin_stop(i_bin % R, width, R)
+    y_start, y_stop, x_start, x_stop = _bin(i_bin // R, i_bin % R, height, width, R)
     rows_per_split = tl.cdiv(tl.cdiv(y_stop - y_start, ROWS), splits) * ROWS
     y_start += i_split * rows_per_split
     y_stop = tl.minimum(y_stop, y_start + rows_per_split)
@@ -136,9 +133,8 @@ def _pooled_token(
     for i_s in range(0, present, BLOCK_S):
         o = (first + i_s + o_s[:, None]) * C + o_c[None, :]
         b_sum += tl.load(p_partial + o, mask=(i_s + o_s < present)[:, None] & (o_c < C)[None, :], other=0.0)
-    rows = _bin_stop(i_t // R, height, R) - _bin_start(i_t // R, height, R)
-    cols = _bin_stop(i_t % R, width, R) - _bin_start(i_t % R, width, R)
-    return tl.sum(b_sum, axis=0) / (rows * cols).to(tl.float32)
+    y_start, y_stop, x_start, x_stop = _bin(i_t // R, i_t % R, height, width, R)
+    return tl.sum(b_sum, axis=0) / ((y_stop - y_start) * (x_stop - x_start)).to(tl.float32)
 
 
 @triton.jit(do_not_specialize=["height", "width", "splits"])
@@ -516,9 +512,8 @@ def pool_backward_kernel(
         for i_x in range(bins_x):
             o_y, o_x = first_y + i_y, first_x + i_x
             m_bin = m_n & (o_y <= last_y) & (o_x <= last_x)
-            rows = _bin_stop(o_y, height, R) - _bin_start(o_y, height, R)
-            cols = _bin_stop(o_x, width, R) - _bin_start(o_x, width, R)
-            b_share = (1.0 / (rows * cols).to(tl.float32))[:, None]
+            y_start, y_stop, x_start, x_stop = _bin(o_y, o_x, height, width, R)
+            b_share = (1.0 / ((y_stop - y_start) * (x_stop - x_start)).to(tl.float32))[:, None]
             o_bin = ((o_y * R + o_x) * C)[:, None] + o_c[None, :]
             m_load = m_bin[:, None] & (o_c < C)[None, :]
             b_visible += b_share * tl.load(p_batch + o_bin, mask=m_load, other=0.0)
