@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Fused kernels are tested in Triton's interpreter, or on a GPU with ISFL_TEST_DEVICE=cuda. Triton reads the variable when
@@ -24,8 +25,10 @@ def kernel_device() -> str:
 
 
 @pytest.fixture(autouse=True)
-def _seeded() -> None:
+def _as_in_a_fresh_process() -> Iterator[None]:
     torch.manual_seed(0)
+    yield
+    torch.set_flush_denormal(False)  # the pipeline sets it for its thread; hypothesis refuses to work with it
 
 
 def _shared(variable: str, name: str) -> Path:

@@ -177,7 +177,7 @@ class _Run:
             "environment": describe_environment(),
             "model": _describe_model(self.directory, self.info, self.network),
             "request": dataclasses.asdict(self.config) | {"model": self.info.name, "against": self._against_name()},
-            "plans": [dataclasses.asdict(plan) for plan in self.plans],
+            "plans": [plan.as_text() for plan in self.plans],
             "cannot_run": self.cannot_run,
             "peaks": dataclasses.asdict(self.peaks),
             **{section: self.rows[section] for section in SECTIONS if section in self.config.sections},

@@ -142,10 +142,7 @@ def tf32_allowed(dtype: torch.dtype) -> bool:
     That is ``torch.backends.cuda.matmul.fp32_precision``, which also shows what was set through the older
     ``allow_tf32`` and ``torch.set_float32_matmul_precision``; reading ``allow_tf32`` fails where the newer one was set.
     """
-    matmul = torch.backends.cuda.matmul
-    if hasattr(matmul, "fp32_precision"):
-        return dtype == torch.float32 and matmul.fp32_precision == "tf32"
-    return dtype == torch.float32 and matmul.allow_tf32
+    return dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
 def _triton_missing() -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import types
 
@@ -122,25 +123,35 @@ def test_openvino_that_does_not_work_is_replaced_by_torch(network, monkeypatch, 
             make_backend(asked, network)
 
 
-@pytest.mark.parametrize("setting", [None, "global", "matmul", "conv", "medium"])
-def test_tf32_switches_are_put_back_whatever_they_were(setting):
-    backends = torch.backends
-    switches = [(backends, "fp32_precision"), (backends.cuda.matmul, "fp32_precision"), (backends.cudnn.conv, "fp32_precision")]
-    before = [getattr(*switch) for switch in switches]
-    try:
-        if setting == "global":
-            backends.fp32_precision = "tf32"
-        elif setting == "matmul":
-            backends.cuda.matmul.fp32_precision = "tf32"
-        elif setting == "conv":
-            backends.cudnn.conv.fp32_precision = "ieee"
-        elif setting == "medium":
-            torch.set_float32_matmul_precision("medium")
-        found = [getattr(*switch) for switch in switches]
+def test_tf32_switches_are_put_back_whatever_they_were():
+    """In processes of their own: torch refuses a mixture of its old and new switches for the rest of a process."""
+    program = """
+import os, sys, torch
+from isfl_ros.backends.cuda import float32_arithmetic
+backends = torch.backends
+settings = {
+    "untouched": lambda: None,
+    "global": lambda: setattr(backends, "fp32_precision", "tf32"),
+    "matmul": lambda: setattr(backends.cuda.matmul, "fp32_precision", "tf32"),
+    "conv": lambda: setattr(backends.cudnn.conv, "fp32_precision", "ieee"),
+    "old": lambda: torch.set_float32_matmul_precision("medium"),
+}
+def switches():
+    return [s.fp32_precision for s in (backends, backends.cuda.matmul, backends.cudnn.conv)] + [backends.cudnn.benchmark]
+for name, make in settings.items():
+    child = os.fork()
+    if child == 0:
+        make()
+        found, legacy = switches(), torch.get_float32_matmul_precision() if name in ("untouched", "old") else None
         for precision, wanted in (("fp32", "ieee"), ("tf32", "tf32")):
-            with cuda.float32_arithmetic(precision):
-                assert [getattr(*switch) for switch in switches[1:]] == [wanted, wanted]
-            assert [getattr(*switch) for switch in switches] == found
-    finally:
-        for (owner, name), value in zip(switches, before):
-            setattr(owner, name, value)
+            with float32_arithmetic(precision):
+                assert switches()[1:] == [wanted, wanted, True], (name, switches())
+            assert switches() == found, (name, found, switches())
+        if legacy is not None:
+            assert torch.get_float32_matmul_precision() == legacy
+        os._exit(0)
+    if os.waitpid(child, 0)[1] != 0:
+        sys.exit(f"{name} failed")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

@@ -598,6 +598,10 @@ def cuda(monkeypatch):
     monkeypatch.setattr(run, "choose", pretended)
 
 
+def tf32_switches():
+    return torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision
+
+
 def test_the_program_for_cuda_on_a_pretended_device(cuda, tmp_path):
     """Every line of it but the profiler's runs; figures mean nothing."""
     config = run.BenchmarkConfig(
@@ -609,9 +613,9 @@ def test_the_program_for_cuda_on_a_pretended_device(cuda, tmp_path):
         warm_up=1,
         sections=("network", "operations", "memory"),
     )
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    before = tf32_switches()
     document = run.run_benchmark(config)
-    assert before == (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32), "switches are put back"
+    assert before == tf32_switches(), "switches are put back"
     assert {entry["reason"] for entry in document["cannot_run"]} == {"precision fp16 is not pretended"}
     assert len(document["network"]) == 2 * 2 * 2 * 2
     assert document["headline"]["size"] == "64x48"
@@ -637,19 +641,11 @@ def test_switches_of_the_opponents_variants(cuda, tmp_path):
 
     def switches(variant):
         with networks.Plain(network, pairs, device=PretendedCuda("cpu"), variant=variant).settings():
-            return (
-                torch.backends.cuda.matmul.allow_tf32,
-                torch.backends.cudnn.allow_tf32,
-                torch.backends.cudnn.benchmark,
-            )
+            return (*tf32_switches(), torch.backends.cudnn.benchmark)
 
-    assert switches("plain_tf32_off") == (False, False, False)
-    assert switches("plain_tf32_on") == (True, True, False)
-    assert switches("plain_torch_default") == (
-        torch.backends.cuda.matmul.allow_tf32,
-        torch.backends.cudnn.allow_tf32,
-        torch.backends.cudnn.benchmark,
-    )
+    assert switches("plain_tf32_off") == ("ieee", "ieee", False)
+    assert switches("plain_tf32_on") == ("tf32", "tf32", False)
+    assert switches("plain_torch_default") == (*tf32_switches(), torch.backends.cudnn.benchmark)
 
 
 def test_the_kernels_that_are_looked_for_exist():

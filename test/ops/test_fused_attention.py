@@ -1,7 +1,8 @@
 """The fused kernels of the pooled cross-attention against the reference in float64.
 
-In Triton's interpreter, or on a GPU with ISFL_TEST_DEVICE=cuda. The interpreter rounds to float16 and bfloat16 as a GPU does but
-not to tf32, so the tf32 case proves more on a GPU. Every buffer that the launcher hands out is poisoned with NaN.
+In Triton's interpreter, or on a GPU with ISFL_TEST_DEVICE=cuda. The interpreter rounds to float16 and bfloat16 as a GPU
+does but not to tf32, so the tf32 case proves more on a GPU. Every buffer that the launcher hands out is poisoned with
+NaN.
 
 Tolerance: twice the error that the plain reference has in the same precision, and a few units in the last place.
 """
@@ -48,18 +49,22 @@ def _poisoned_memory(monkeypatch):
     monkeypatch.setattr(fused, "_uninitialised", poisoned)
 
 
+_SWITCHES = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+
+
 def _allow_tf32(allowed):
-    torch.backends.cudnn.allow_tf32 = allowed
-    torch.backends.cuda.matmul.allow_tf32 = allowed
+    for switch in _SWITCHES:
+        switch.fp32_precision = "tf32" if allowed else "ieee"
 
 
 @pytest.fixture(autouse=True)
 def _ieee():
     """PyTorch's own convolutions round to tf32 on a GPU unless told not to, and would make every tolerance loose."""
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    before = [switch.fp32_precision for switch in _SWITCHES]
     _allow_tf32(False)
     yield
-    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+    for switch, value in zip(_SWITCHES, before, strict=True):
+        switch.fp32_precision = value
 
 
 def make(case, device, *, layout=torch.contiguous_format):
@@ -135,7 +140,7 @@ def test_float32_weights_for_low_precision_features(dtype, kernel_device):
     ids=str,
 )
 def test_pooling_and_its_gradient(size, grid, layout, kernel_device):
-    """Bins as in adaptive_avg_pool2d: overlapping where the grid does not divide the size, repeated where it exceeds it."""
+    """Bins as in adaptive_avg_pool2d: overlapping where the grid does not divide, repeated where it is larger."""
     maps = [torch.randn(2, 5, *size).to(kernel_device).contiguous(memory_format=layout) for _ in range(2)]
     mine = [m.clone().requires_grad_() for m in maps]
     pooled = fused._Pool.apply(*mine, fused.Setting.of(mine[0], grid))
@@ -252,7 +257,8 @@ def _awkward(features, kind):
         return tuple(f.transpose(2, 3).contiguous().transpose(2, 3) for f in features)
     assert kind == "storage not at a multiple of 16 bytes"
     return tuple(
-        torch.cat((f.new_zeros(1), f.flatten()))[1:].reshape(f.shape) for f in (visible.contiguous(), infrared.contiguous())
+        torch.cat((f.new_zeros(1), f.flatten()))[1:].reshape(f.shape)
+        for f in (visible.contiguous(), infrared.contiguous())
     )
 
 

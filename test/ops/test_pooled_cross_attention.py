@@ -135,14 +135,6 @@ def test_the_implementation_asked_for_is_the_one_that_runs(monkeypatch):
     assert ran == list(op.IMPLEMENTATIONS)
 
 
-def test_choice_is_reported_and_never_swapped():
-    assert op.choose_implementation("reference", "cpu").implementation == "reference"
-    automatic = op.choose_implementation("auto", "cpu")
-    assert automatic.implementation in op.IMPLEMENTATIONS and "auto" in automatic.reason
-    with pytest.raises(InputError, match="unknown attention implementation.*expected auto or one of.*'fast'"):
-        op.choose_implementation("fast", "cpu")
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -222,19 +222,19 @@ def test_tf32_follows_pytorchs_switch(dtype, precision, allowed):
         matmul.fp32_precision = before
 
 
-def test_tf32_follows_pytorchs_older_switch():
-    matmul = torch.backends.cuda.matmul
-    before = matmul.fp32_precision
-    try:
-        for allowed in (True, False):
-            matmul.allow_tf32 = allowed
-            assert triton_support.tf32_allowed(torch.float32) is allowed
-    finally:
-        matmul.fp32_precision = before
-
-
 def run_python(source: str) -> None:
     subprocess.run([sys.executable, "-c", source], check=True, timeout=120, cwd=Path(__file__).parent.parent.parent)
+
+
+def test_tf32_follows_pytorchs_older_switch():
+    """In a process of its own: torch refuses a mixture of both switches from then on."""
+    run_python(
+        "import torch\n"
+        "from isfl_ros.ops.triton_support import tf32_allowed\n"
+        "for allowed in (True, False):\n"
+        "    torch.backends.cuda.matmul.allow_tf32 = allowed\n"
+        "    assert tf32_allowed(torch.float32) is allowed"
+    )
 
 
 def test_importing_the_operations_does_not_import_triton():

@@ -3,11 +3,9 @@
 from isfl_ros.ops.pooled_cross_attention.api import (
     FOLDED_IMPLEMENTATIONS,
     IMPLEMENTATIONS,
-    Choice,
     FoldedProjections,
     Projections,
     attend_folded,
-    choose_implementation,
     fold_projections,
     pooled_cross_attention,
 )
@@ -15,11 +13,9 @@ from isfl_ros.ops.pooled_cross_attention.api import (
 __all__ = [
     "FOLDED_IMPLEMENTATIONS",
     "IMPLEMENTATIONS",
-    "Choice",
     "FoldedProjections",
     "Projections",
     "attend_folded",
-    "choose_implementation",
     "fold_projections",
     "pooled_cross_attention",
 ]

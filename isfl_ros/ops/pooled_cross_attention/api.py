@@ -1,4 +1,4 @@
-"""Contract of the pooled cross-attention and the explicit choice of who computes it.
+"""Contract of the pooled cross-attention; who computes it is asked for by name and never replaced.
 
 Shapes: B batch, C channels, H height, W width, N = H*W pixels, T = grid*grid pooled tokens.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-from dataclasses import dataclass
 from typing import Callable, NamedTuple
 
 import torch
@@ -33,8 +32,8 @@ class Projections(NamedTuple):
 class FoldedProjections(NamedTuple):
     """One affine map from a pooled token of the attended modality to all that the querying pixels need of it.
 
-    ``matrix`` (2C+1, C) and ``bias`` (2C+1,) give ``[folded key (C) | score offset (1) | value (C)]`` of a token: the score
-    of a raw pixel ``x`` is ``x . folded key + score offset``, with ``1/sqrt(C)`` and the query projection inside.
+    ``matrix`` (2C+1, C) and ``bias`` (2C+1,) give ``[folded key (C) | score offset (1) | value (C)]`` of a token: the
+    score of a raw pixel ``x`` is ``x . folded key + score offset``, with ``1/sqrt(C)`` and the query projection inside.
     """
 
     matrix: Tensor
@@ -71,7 +70,11 @@ FOLDED_IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {"folded": folded_att
 
 def _after_folding(name: str) -> Callable[..., Tensor]:
     def attend(
-        visible: Tensor, infrared: Tensor, visible_projections: Projections, infrared_projections: Projections, grid: int
+        visible: Tensor,
+        infrared: Tensor,
+        visible_projections: Projections,
+        infrared_projections: Projections,
+        grid: int,
     ) -> Tensor:
         for_visible = fold_projections(visible_projections, infrared_projections)
         for_infrared = fold_projections(infrared_projections, visible_projections)
@@ -85,40 +88,6 @@ IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {
     "reference": reference_attention,
     **{name: _after_folding(name) for name in FOLDED_IMPLEMENTATIONS},
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """Which implementation runs, and why; both are shown to the user (node diagnostics, demo summary)."""
-
-    implementation: str
-    reason: str
-
-
-def choose_implementation(requested: str, device: torch.device | str) -> Choice:
-    """Turns a request into the implementation that will run.
-
-    Args:
-        requested: ``auto`` or a key of :data:`IMPLEMENTATIONS`. A named implementation is never replaced by another.
-        device: where the features live.
-
-    Raises:
-        InputError: the name is unknown.
-    """
-    if requested == "auto":
-        kind = torch.device(device).type
-        return Choice(
-            implementation="folded",
-            reason=f"auto on {kind}: exact, with the fewest multiply-accumulates of {', '.join(IMPLEMENTATIONS)}",
-        )
-    if requested not in IMPLEMENTATIONS:
-        raise InputError(
-            "unknown attention implementation",
-            expected=f"auto or one of {', '.join(IMPLEMENTATIONS)}",
-            got=repr(requested),
-            do="name an implementation that this version has",
-        )
-    return Choice(implementation=requested, reason="asked for by name")
 
 
 def pooled_cross_attention(
@@ -139,7 +108,8 @@ def pooled_cross_attention(
         visible, infrared: features (B, C, H, W) of equal shape, floating dtype and device.
         visible_projections, infrared_projections: 1x1 convolutions of each modality.
         grid: side r of the pooled grid, >= 1; it may exceed H or W (bins then overlap, as in adaptive pooling).
-        implementation: a key of :data:`IMPLEMENTATIONS` (see :func:`choose_implementation`).
+        implementation: a key of :data:`IMPLEMENTATIONS`; which one runs is decided in
+            :mod:`isfl_ros.backends.choice`.
 
     Returns:
         (B, C, H, W), dtype of the features (under autocast: of the last matrix product).
@@ -174,9 +144,9 @@ def attend_folded(
             asked by visible pixels. float32, or the dtype of the features.
         for_infrared: the other direction.
         grid: side r of the pooled grid, >= 1 (``triton``: 1 to 16).
-        implementation: a key of :data:`FOLDED_IMPLEMENTATIONS`. ``triton`` takes 1 to 64 channels in float32, float16 or
-            bfloat16 on a CUDA device; float32 features go through IEEE products unless
-            ``torch.backends.cuda.matmul.allow_tf32`` is set, the switch that torch's own products obey.
+        implementation: a key of :data:`FOLDED_IMPLEMENTATIONS`. ``triton`` takes 1 to 64 channels in float32, float16
+            or bfloat16 on a CUDA device; float32 features go through IEEE products unless
+            ``torch.backends.cuda.matmul.fp32_precision`` is ``tf32``, the switch that torch's own products obey.
 
     Returns:
         (B, C, H, W), dtype of the features (``folded`` under autocast: of the last matrix product).

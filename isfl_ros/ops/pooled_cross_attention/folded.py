@@ -17,8 +17,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from isfl_ros.ops.pooled_cross_attention.api import FoldedProjections
 
-# Scores held at a time in inference: 1 MB in float32. It stays in a core's cache and below the size at which the C library
-# maps fresh pages for every allocation (640x480, r = 8, 2 cores: 66 ms; with four times as many, 164 ms).
+# Scores held at a time in inference: 1 MB in float32. It stays in a core's cache and below the size at which the C
+# library maps fresh pages for every allocation (640x480, r = 8, 2 cores: 66 ms; with four times as many, 164 ms).
 _SCORES_AT_A_TIME = 1 << 18
 
 _whole_frame = contextvars.ContextVar("whole_frame", default=False)
@@ -40,7 +40,7 @@ def whole_frame() -> Iterator[None]:
 def folded_attention(
     visible: Tensor, infrared: Tensor, for_visible: FoldedProjections, for_infrared: FoldedProjections, grid: int
 ) -> Tensor:
-    """Same value as the reference with 2*T*C multiply-adds per pixel and direction and no per-pixel query, key or value.
+    """Same value as the reference: 2*T*C multiply-adds per pixel and direction, no per-pixel query, key or value.
 
     In inference the T scores of a pixel exist for a chunk of pixels only (but see :func:`whole_frame`); with gradients
     they are kept for backward.
@@ -80,7 +80,7 @@ def _tokens(features: Tensor) -> Tensor:
 
 
 def _project(pooled: Tensor, folded: FoldedProjections, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Pooled (B, C, r, r) to keys (B, C, T) and score offsets (B, 1, T) that act on raw features, and values (B, T, C)."""
+    """Pooled (B, C, r, r) to keys (B, C, T) and offsets (B, 1, T) that act on raw features, and values (B, T, C)."""
     c = pooled.shape[1]
     projected = F.linear(_tokens(pooled).to(folded.matrix.dtype), folded.matrix, folded.bias).to(dtype)  # B T 2C+1
     keys, offsets, values = projected.split((c, 1, c), dim=-1)

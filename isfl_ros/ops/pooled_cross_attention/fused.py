@@ -1,7 +1,7 @@
 """Launches the Triton kernels of ``kernels.py``: checks, block sizes, memory, autograd.
 
-Inference is three launches (partial pooling of both maps, tokens, attention of both directions). With gradients the map from
-pooled tokens to keys and values is plain torch in float32 between two ``autograd.Function``s.
+Inference is three launches (partial pooling of both maps, tokens, attention of both directions). With gradients the map
+from pooled tokens to keys and values is plain torch in float32 between two ``autograd.Function``s.
 
 Shapes: B batch, C channels, H height, W width, N = H*W pixels, T = grid*grid pooled tokens, S splits of a bin's rows.
 CP is C and TP is T padded to what the kernels take. Importing this file does not import Triton.
@@ -141,7 +141,7 @@ class Setting:
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def dense(self, features: Tensor) -> Tensor:
-        """The features in the layout that the kernels run on, from a multiple of 16 bytes on; a copy only if need be."""
+        """The features in the kernels' layout, beginning at a multiple of 16 bytes; a copy only if need be."""
         features = features.contiguous(memory_format=self.memory_format)
         return features if features.data_ptr() % 16 == 0 else features.clone(memory_format=self.memory_format)
 
@@ -410,7 +410,8 @@ class _Attend(torch.autograd.Function):
         grad_out = setting.dense(grad_out)
         with torch.cuda.device_of(grad_out):
             padded = _padded(tokens, setting, "attend_backward_pixels")
-            grads = [_uninitialised(tuple(visible.shape), setting.dtype, visible, setting.memory_format) for _ in range(2)]
+            shape = tuple(visible.shape)
+            grads = [_uninitialised(shape, setting.dtype, visible, setting.memory_format) for _ in range(2)]
             statistics = [_uninitialised((b, 2, h * w), torch.float32, visible) for _ in range(2)]  # lse, delta
             tiles = -(-h * w // launch_configuration(setting, "attend_backward_pixels").constants["BLOCK_N"])
             shared = (visible, infrared, *padded, grad_out)

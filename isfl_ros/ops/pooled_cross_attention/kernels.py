@@ -1,13 +1,13 @@
 """Triton kernels of the pooled cross-attention. Only ``fused.py`` launches them; it also decides every block size.
 
-Shapes: B batch, C channels, N = H*W pixels, R side of the pooled grid, T = R*R tokens, D = 2 directions, S splits of a bin.
-CP is C and TP is T padded to what the tensor cores take. Direction 0: visible pixels ask pooled infrared tokens;
-direction 1: infrared pixels ask pooled visible tokens. Maps: 0 visible, 1 infrared.
+Shapes: B batch, C channels, N = H*W pixels, R side of the pooled grid, T = R*R tokens, S splits of a bin. CP is C
+and TP is T padded to what the tensor cores take. Direction 0: visible pixels ask pooled infrared tokens; direction 1:
+infrared pixels ask pooled visible tokens. Maps: 0 visible, 1 infrared.
 
 Names: ``i_`` program id, ``o_`` offsets, ``m_`` mask, ``p_`` pointer, ``b_`` block; comments are shapes.
 
-Features are dense, either channels-last (N, C) or contiguous (C, N) per picture. The pointer to a tile's first element is a
-64-bit scalar, so a batch may hold more than 2^31 elements; offsets within a tile are 32-bit where that is enough.
+Features are dense, either channels-last (N, C) or contiguous (C, N) per picture. The pointer to a tile's first element
+is a 64-bit scalar, so a batch may hold more than 2^31 elements; offsets within a tile are 32-bit where that is enough.
 """
 
 import triton
@@ -243,7 +243,7 @@ def _attend_online(
     BLOCK_T: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Tokens block by block with a running maximum and sum; every block holds at least one token that is not padding."""
+    """Tokens block by block with a running maximum and sum; no block is padding only."""
     b_max = tl.full((BLOCK_N,), float("-inf"), tl.float32)
     b_sum = tl.zeros((BLOCK_N,), tl.float32)
     b_o = tl.zeros((BLOCK_N, CP), tl.float32)
