@@ -104,8 +104,9 @@ def _pace(args: argparse.Namespace, width: int, height: int) -> tuple[float, int
     pipeline.close()
     sustained = 1.0 / seconds
     print(
-        f"model {description['model']} on {description['device']} ({description['device_reason']}): {1e3 * seconds:.0f} ms"
-        f" a frame at {width}x{height}, {sustained:.1f} Hz alone"
+        f"model {description['model']} on {description['device']} ({description['device_reason']}),"
+        f" {description['implementation']} {description['precision']} ({description['implementation_reason']}):"
+        f" {1e3 * seconds:.0f} ms a frame at {width}x{height}, {sustained:.1f} Hz alone"
     )
     if args.rate is None:
         rate = min(30.0, round(_SHARE * sustained, 2))
