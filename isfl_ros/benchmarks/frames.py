@@ -16,7 +16,11 @@ class WholeFrame:
         self._pipeline = FusionPipeline(config)
         self._pairs = pairs
         self._stages: list[dict[str, float]] = []
-        self._device = self._pipeline.description["device"]
+        self._device = config.device
+        if self._pipeline.trouble:
+            trouble = self._pipeline.trouble
+            self._pipeline.close()
+            raise RuntimeError(f"not fused on {config.device}: {trouble}")
         self._pipeline.warm_up(*pairs[0].thermal.shape)
 
     def settings(self) -> contextlib.AbstractContextManager:

@@ -9,6 +9,7 @@ source tree, for its tests.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import signal
 import subprocess
@@ -72,11 +73,14 @@ def gpu_parts(out: Path, *, model: str, reference: Path | None) -> list[Part]:
     elif missing := [name for name in (CHECKPOINT, GOLDEN) if not (reference / name).is_file()]:
         no_reference = f"{missing[0]} is not in the --reference folder"
 
+    parallel = " -n 8" if importlib.util.find_spec("xdist") else ""
+    words = f"-m pytest -v --tb=short -p no:cacheprovider{parallel} -m"
+
     def tests(name: str, about: str, folder: str, limit_s: float, *more: str) -> Part:
         return Part(
             name=name,
             about=about,
-            command=(*"-m pytest -q -p no:cacheprovider -m".split(), "not slow and not kernels", folder, *more),
+            command=(*words.split(), "not slow and not kernels", folder, *more),
             environment={"ISFL_TEST_DEVICE": "cuda"},
             limit_s=limit_s,
             skip=no_tests,
@@ -100,9 +104,10 @@ def gpu_parts(out: Path, *, model: str, reference: Path | None) -> list[Part]:
             skip=no_reference,
         ),
     ]
-    benchmark = "isfl_ros.cli.main benchmark --precision all --size"
+    # What auto takes comes first: a part that runs out of time keeps what it has.
+    benchmark = "isfl_ros.cli.main benchmark --precision fp16 fp32 tf32 bf16 --size"
     for size, limit_s in _SIZES.items():
-        words = f"{benchmark} {size} --implementation all --section memory network frame --frames 40 --model"
+        words = f"{benchmark} {size} --implementation triton folded reference --section memory network frame --frames 20 --model"
         parts.append(
             module(
                 f"benchmark-{size}", "network, whole frame and memory, everything that can run", limit_s, words, model
@@ -186,15 +191,22 @@ def _run_part(part: Part, out: Path, root: Path) -> dict:
 
 def _end(process: subprocess.Popen) -> None:
     """Ends the process and its children; nothing may hold the device when the next part starts."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)  # pytest sums up and a benchmark writes what it has; its children need not know
+        _wait(process)
     for how in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, how)
         except ProcessLookupError:
             break
-        deadline = time.monotonic() + _ENDING_S
-        while process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.05)
+        _wait(process)
     process.wait()
+
+
+def _wait(process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + _ENDING_S
+    while process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def _append_log(out: Path, part: Part, output: str, root: Path) -> None:

@@ -228,7 +228,12 @@ class _Captured(_Calls):
     @contextlib.contextmanager
     def settings(self) -> Iterator[None]:
         with torch.no_grad(), float32_arithmetic(self.precision):
-            yield
+            # torch.compile reads the older switch, and torch refuses to read it where only the newer one was set.
+            torch.set_float32_matmul_precision("high" if self.precision == "tf32" else "highest")
+            try:
+                yield
+            finally:
+                torch.set_float32_matmul_precision("highest")
 
     def run(self, index: int) -> None:
         self.graph.replay()

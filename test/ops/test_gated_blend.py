@@ -54,11 +54,17 @@ def exact(features: list[Tensor], weights: GateWeights) -> tuple[Tensor, Tensor]
     return gated_blend(*(f.double() for f in features), weights, implementation="reference")
 
 
+def unit(got: Tensor) -> float:
+    """Rounding of the arithmetic. On a GPU plain PyTorch may, but need not, round to tf32: its error alone is no measure."""
+    rounded = got.is_cuda and got.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return 2.0**-10 if rounded else torch.finfo(got.dtype).eps
+
+
 def assert_as_good_as_plain(got: Tensor, plain: Tensor, truth: Tensor) -> None:
-    """At most twice the error of plain PyTorch in the same dtype, and two units in the last place of the largest."""
+    """At most twice the error of plain PyTorch in the same dtype, and four units in the last place of the largest."""
     assert got.dtype == plain.dtype and got.shape == truth.shape
     error = (got.double() - truth).abs().max()
-    allowed = 2 * (plain.double() - truth).abs().max() + 2 * torch.finfo(got.dtype).eps * truth.abs().max()
+    allowed = 2 * (plain.double() - truth).abs().max() + 4 * unit(got) * truth.abs().max()
     assert error <= allowed, f"error {error:.3g}, allowed {allowed:.3g}"  # NaN fails too
 
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 # Scores held at a time in inference: 1 MB in float32. It stays in a core's cache and below the size at which the C
 # library maps fresh pages for every allocation (640x480, r = 8, 2 cores: 66 ms; with four times as many, 164 ms).
 _SCORES_AT_A_TIME = 1 << 18
+# A GPU wants few launches and has the memory: 256 MB in float32, all of a 1280x1024 picture in two chunks at r = 8.
+_SCORES_AT_A_TIME_ON_CUDA = 1 << 26
 
 _whole_frame = contextvars.ContextVar("whole_frame", default=False)
 
@@ -62,7 +64,8 @@ def folded_attention(
         result = result + _weights(pixels_infrared, keys, offsets, dtype) @ values
     else:
         n = h * w
-        pixels_at_a_time = max(1, _SCORES_AT_A_TIME // (grid * grid))
+        at_a_time = _SCORES_AT_A_TIME_ON_CUDA if visible.is_cuda else _SCORES_AT_A_TIME
+        pixels_at_a_time = max(1, at_a_time // (b * grid * grid))
         result = visible.new_empty((b, n, c), dtype=dtype)
         for start in range(0, n, pixels_at_a_time):
             part = slice(start, min(start + pixels_at_a_time, n))
