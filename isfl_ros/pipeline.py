@@ -161,7 +161,8 @@ class FusionPipeline:
             thermal: (H, W) uint8, uint16 or float32; None when the modality is missing.
             rgb: (H, W, 3) uint8 RGB or (H, W) uint8 grey; None when the modality is missing.
             thermal_valid, rgb_valid: (H, W) bool, True where a pixel can be used; None: everywhere.
-            gate: whether the gate is wanted; it costs nothing when it is not.
+            gate: whether the gate is wanted. When it is not, it costs nothing on the CPU; on CUDA it is part of the graph and
+                only its download is saved.
             stamp_s: time of the picture in seconds, for smoothed gain control.
 
         Raises:

@@ -129,6 +129,38 @@ def capability(device: torch.device) -> int:
     return major * 10 + minor
 
 
+def require_device(operation: str, features: torch.Tensor, *, otherwise: str) -> None:
+    """Refuses features that no kernel of an operation can take where they are.
+
+    Args:
+        operation: its name in the message, for example ``fused blend``.
+        features: of a supported dtype.
+        otherwise: the implementation that takes them.
+
+    Raises:
+        InputError: not on a CUDA device, or bfloat16 on a chip without it.
+    """
+    device = features.device
+    if device.type != "cuda" and not interpreter_is_on():
+        raise InputError(
+            f"the {operation} runs on a CUDA device",
+            expected="cuda",
+            got=str(device),
+            do=f"move the features there or choose the implementation {otherwise!r}",
+        )
+    chip = capability(device)
+    if features.dtype == torch.bfloat16 and chip < 80:
+        raise InputError(
+            "bfloat16 needs compute capability 8.0", got=f"{chip // 10}.{chip % 10}", do="use float16 or float32"
+        )
+
+
+def dense(features: torch.Tensor, layout: torch.memory_format) -> torch.Tensor:
+    """The features without gaps in ``layout``, beginning at a multiple of 16 bytes; themselves where they already are so."""
+    features = features.contiguous(memory_format=layout)
+    return features if features.data_ptr() % 16 == 0 else features.clone(memory_format=layout)
+
+
 def multiprocessors(device: torch.device) -> int:
     """Streaming multiprocessors of the device; 1 in Triton's interpreter on a CPU tensor."""
     if device.type != "cuda":

@@ -94,26 +94,14 @@ def fused_blend(
             expected=", ".join(str(dtype) for dtype in triton_support.TRITON_TYPES),
             got=str(complementary.dtype),
         )
+    triton_support.require_device("fused blend", complementary, otherwise="reference")
     device = complementary.device
-    if device.type != "cuda" and not triton_support.interpreter_is_on():
-        raise InputError(
-            "the fused blend runs on a CUDA device",
-            expected="cuda",
-            got=str(device),
-            do="move the features there or choose the implementation 'reference'",
-        )
     capability = triton_support.capability(device)
-    if complementary.dtype == torch.bfloat16 and capability < 80:
-        raise InputError(
-            "bfloat16 needs compute capability 8.0",
-            got=f"{capability // 10}.{capability % 10}",
-            do="use float16 or float32",
-        )
     kernels = _kernels()
 
     last = complementary.is_contiguous(memory_format=torch.channels_last)
     layout = torch.channels_last if last else torch.contiguous_format
-    complementary, visible, infrared = (_dense(t, layout) for t in (complementary, visible, infrared))
+    complementary, visible, infrared = (triton_support.dense(t, layout) for t in (complementary, visible, infrared))
     blended = _uninitialised((b, c, h, w), complementary, layout)
     gate = _uninitialised((b, 1, h, w), complementary, torch.contiguous_format)
     if blended.numel() == 0:
@@ -181,7 +169,7 @@ def ahead_of_time_cases(
             kernel=kernel,
             signature={name: kinds.get(name, "i32") for name in kernel.arg_names},
             constants=constants,
-            divisible_by_16=tuple(pointers),  # _dense sees to it; integers are not specialised on
+            divisible_by_16=tuple(pointers),  # triton_support.dense sees to it; integers are not specialised on
             options=launch.options,
         )
     ]
@@ -201,12 +189,6 @@ def _constants(launch: BlendLaunch, channels: int, channels_last: bool, negative
         "PRECISION": launch.precision,
         "SLOPE": negative_slope,
     }
-
-
-def _dense(tensor: Tensor, layout: torch.memory_format) -> Tensor:
-    """The tensor without gaps in ``layout``, beginning at a multiple of 16 bytes; itself where it already is so."""
-    tensor = tensor.contiguous(memory_format=layout)
-    return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone(memory_format=layout)
 
 
 def _uninitialised(shape: tuple[int, ...], like: Tensor, layout: torch.memory_format) -> Tensor:

@@ -83,21 +83,7 @@ def _check(visible: Tensor, for_visible: FoldedProjections, for_infrared: Folded
             )
     if visible.numel() == 0:
         raise InputError("the triton attention needs at least one pixel", got=f"features {tuple(visible.shape)}")
-    device = visible.device
-    if device.type != "cuda" and not triton_support.interpreter_is_on():
-        raise InputError(
-            "the triton attention runs on a CUDA device",
-            expected="cuda",
-            got=str(device),
-            do="move the features there or choose the implementation 'folded'",
-        )
-    capability = triton_support.capability(device)
-    if visible.dtype == torch.bfloat16 and capability < 80:
-        raise InputError(
-            "bfloat16 needs compute capability 8.0",
-            got=f"{capability // 10}.{capability % 10}",
-            do="use float16 or float32",
-        )
+    triton_support.require_device("triton attention", visible, otherwise="folded")
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -142,8 +128,7 @@ class Setting:
 
     def dense(self, features: Tensor) -> Tensor:
         """The features in the kernels' layout, beginning at a multiple of 16 bytes; a copy only if need be."""
-        features = features.contiguous(memory_format=self.memory_format)
-        return features if features.data_ptr() % 16 == 0 else features.clone(memory_format=self.memory_format)
+        return triton_support.dense(features, self.memory_format)
 
 
 @dataclass(frozen=True, kw_only=True)
