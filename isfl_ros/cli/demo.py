@@ -130,6 +130,9 @@ def _play(args: argparse.Namespace, aside: Path, rate: float, frames: int) -> di
         with node_log.open("w") as log:
             node = start(
                 "isfl_ros.ros.fusion_node", "--ros-args", "-p", f"model:={args.model}", "-p", f"device:={args.device}",
+                # a slow machine plays slowly, and a folder may hold the same picture twice: neither is a dead camera
+                "-p", f"degraded.timeout_ms:={min(60_000.0, max(500.0, 3000.0 / rate))}",
+                "-p", f"degraded.identical_bytes:={'false' if args.pairs else 'true'}",
                 stdout=log, stderr=subprocess.STDOUT,
             )
         with recorder_log.open("w") as log:

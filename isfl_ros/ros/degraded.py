@@ -167,8 +167,18 @@ class Condition:
     """The timeout that this stream is given."""
     slow: bool
     """Its period is too long for the timeout that was asked for."""
+    asked_ns: int
+    """The timeout that was asked for."""
     started: bool
     """Whether a message has come since activation."""
+
+    def pace(self) -> str:
+        """What a slow stream and its timeout are like, in one line."""
+        text = (
+            f"{self.stream} camera brings a picture every {_milliseconds(self.period_ns)} ms, degraded.timeout_ms"
+            f" {self.asked_ns * 1e-6:g} is too short for it: {_milliseconds(self.timeout_ns)} ms is used"
+        )
+        return text + ", and it is given up between its pictures" if self.period_ns >= self.timeout_ns else text
 
     def sentence(self, now_ns: int) -> str | None:
         """What is wrong with the stream, in one line; None if nothing is."""
@@ -273,6 +283,7 @@ class Supervisor:
             period_ns=stream.period_ns,
             timeout_ns=self._timeout(stream),
             slow=stream.slow,
+            asked_ns=self.config.timeout_ns,
             started=stream.started,
         )
 
@@ -444,12 +455,7 @@ class Supervisor:
             stream.slow = False
         elif 2 * period > asked and not stream.slow:
             stream.slow = True
-            text = (
-                f"{stream.name} camera brings a picture every {_milliseconds(period)} ms, degraded.timeout_ms"
-                f" {asked * 1e-6:g} is too short for it: {_milliseconds(self._timeout(stream))} ms is used"
-            )
-            if self._is_expected(stream):
-                text += ", and it is given up between its pictures"
+            text = self.condition(stream.name).pace()
             self._events.append(
                 Event(kind="slow", stream=stream.name, at_ns=self._now, for_ns=period, level="warning", text=text)
             )

@@ -13,7 +13,8 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from std_msgs.msg import Header
 
 from isfl_ros.ros.accounting import StreamCounts
-from isfl_ros.ros.messages import CAUSES
+from isfl_ros.ros.degraded import Condition
+from isfl_ros.ros.messages import CAUSES, NANOSECONDS
 from isfl_ros.ros.sync import STREAMS
 
 OK, WARN, ERROR, STALE = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR, DiagnosticStatus.STALE
@@ -46,6 +47,8 @@ class InputFacts:
     info_received: bool
     info_missed: bool
     """Somebody waits for ~/fused/camera_info, this is the reference camera, and it has sent no camera_info."""
+    condition: Condition
+    """Whether the camera can be relied on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +62,16 @@ class Facts:
     inputs: tuple[InputFacts, ...]
     """Of `STREAMS`, in that order; empty unless active."""
     counts: Mapping[str, StreamCounts]
+    now_ns: int
+    """Time of the report; monotonic clock."""
     interval_s: float
     """Time that the `since` counts cover."""
+    mode: str
+    """What is published now: `pair`, `thermal_only`, `rgb_only`, `held`, `none`."""
+    consequence: str | None
+    """What dead cameras lead to, in words; None while both can be relied on."""
+    matching: Mapping[str, str]
+    """Which matcher runs and why."""
     slop_ms: float
     thermal_offset_ms: float
     closest_miss_ms: float | None
@@ -84,7 +95,7 @@ def report(facts: Facts, stamp: Time) -> DiagnosticArray:
     entries = []
     for stream in STREAMS:
         if stream in inputs:
-            verdict = judge_input(inputs[stream])
+            verdict = judge_input(inputs[stream], facts.now_ns)
         else:
             verdict = (STALE, f"the node is {facts.state}")
         values = _input_values(facts, stream, inputs.get(stream))
@@ -94,23 +105,29 @@ def report(facts: Facts, stamp: Time) -> DiagnosticArray:
     return DiagnosticArray(header=Header(stamp=stamp), status=entries)
 
 
-def judge_input(facts: InputFacts) -> Verdict:
+def judge_input(facts: InputFacts, now_ns: int) -> Verdict:
     """Why a stream brings nothing usable, the most fundamental cause first."""
-    since = facts.since
+    since, condition = facts.since, facts.condition
+    dead = condition.sentence(now_ns)
     if facts.publishers == 0:
         return ERROR, f"no publisher on {facts.topic}"
     if since.received == 0 and facts.incompatibility is not None:
         return ERROR, facts.incompatibility
     if since.received == 0:
-        return ERROR, f"no message on {facts.topic}, though it has {facts.publishers} publisher(s)"
+        silent = f"no message on {facts.topic}, though it has {facts.publishers} publisher(s)"
+        return ERROR, silent if dead is None else f"{dead}; {silent}"
     malformed = sum(since.dropped.get(cause, 0) for cause in CAUSES)
     if malformed:
         level = ERROR if malformed == since.received else WARN
         return level, f"{malformed} of {since.received} messages refused: {facts.malformed}"
+    if dead is not None:
+        return ERROR, dead
     if since.dropped.get("duplicate_stamp", 0) == since.received:
         return ERROR, f"stamps on {facts.topic} do not advance"
     if facts.incompatibility is not None:
         return WARN, facts.incompatibility
+    if condition.slow:
+        return WARN, condition.pace()
     if facts.info_missed:
         return WARN, f"no camera_info on {facts.info_topic}: ~/fused/camera_info is not published"
     return OK, "OK"
@@ -120,6 +137,8 @@ def judge_pairing(facts: Facts) -> Verdict:
     """Why messages of two streams do not become pairs."""
     if not facts.inputs:
         return STALE, f"the node is {facts.state}"
+    if facts.consequence is not None:
+        return (ERROR if facts.mode == "none" else WARN), facts.consequence
     silent = [input.stream for input in facts.inputs if input.since.received == 0]
     if silent:
         return WARN, f"no pair without messages of {' and '.join(silent)}"
@@ -175,6 +194,10 @@ def _input_values(facts: Facts, stream: str, input: InputFacts | None) -> dict[s
                 "encoding": input.encoding,
                 "size": input.size,
                 "camera_info": "received" if input.info_received else f"none on {input.info_topic}",
+                "stream_state": input.condition.state,
+                "last_stamp": _seconds(input.condition.last_stamp_ns),
+                "period_ms": _milliseconds(input.condition.period_ns),
+                "timeout_ms": _milliseconds(input.condition.timeout_ns),
             }
         )
     return values
@@ -183,6 +206,8 @@ def _input_values(facts: Facts, stream: str, input: InputFacts | None) -> dict[s
 def _pairing_values(facts: Facts) -> dict[str, str]:
     closest = facts.closest_miss_ms
     return {
+        "mode": facts.mode,
+        **facts.matching,
         "slop_ms": f"{facts.slop_ms:g}",
         "thermal_offset_ms": f"{facts.thermal_offset_ms:g}",
         "closest_miss_ms": "none" if closest is None else f"{closest:.3f}",
@@ -207,6 +232,14 @@ def difference(counts: StreamCounts, before: StreamCounts | None) -> StreamCount
         dropped={reason: count - before.dropped.get(reason, 0) for reason, count in counts.dropped.items()},
         pending=counts.pending,
     )
+
+
+def _seconds(nanoseconds: int | None) -> str:
+    return "unknown" if nanoseconds is None else f"{nanoseconds // NANOSECONDS}.{nanoseconds % NANOSECONDS:09d}"
+
+
+def _milliseconds(nanoseconds: int | None) -> str:
+    return "unknown" if nanoseconds is None else f"{nanoseconds * 1e-6:.1f}"
 
 
 def _rate(count: int, seconds: float) -> str:

@@ -22,12 +22,16 @@ from isfl_ros.errors import InputError
 from isfl_ros.pipeline import FusionPipeline, PipelineConfig
 from isfl_ros.ros import diagnostics, parameters
 from isfl_ros.ros.accounting import Ledger, StreamCounts
+from isfl_ros.ros.degraded import Event, fingerprint
+from isfl_ros.ros.jobs import Frame, Job
 from isfl_ros.ros.logging_bridge import OnceLog, RosLogHandler
 from isfl_ros.ros.messages import MalformedImage, check_image, stamp_nanoseconds
 from isfl_ros.ros.outputs import Outputs
-from isfl_ros.ros.processing import Frame, Job, PairProcessor
+from isfl_ros.ros.processing import PairProcessor
 from isfl_ros.ros.qos import AdaptiveSubscription
-from isfl_ros.ros.sync import STREAMS, TIME_JUMP_NS, Outcome, PairMatcher
+from isfl_ros.ros.router import Router
+from isfl_ros.ros.sync import STREAMS, TIME_JUMP_NS
+from isfl_ros.ros.sync_message_filters import make_matcher
 from isfl_ros.ros.worker import LatestWorker
 
 UPKEEP_PERIOD_S = 0.5
@@ -84,9 +88,11 @@ class FusionNode(LifecycleNode):
         package_log.addHandler(self._log_handler)
 
         self._ledger = Ledger(STREAMS)
-        self._matcher: PairMatcher[Frame] = PairMatcher(
-            slop_ns=self.settings.slop_ns, thermal_offset_ns=self.settings.thermal_offset_ns
+        matcher, reason = make_matcher(
+            self.settings.matcher, slop_ns=self.settings.slop_ns, thermal_offset_ns=self.settings.thermal_offset_ns
         )
+        self._about_matching = {"matcher": self.settings.matcher, "matcher_reason": reason}
+        self._router: Router[Image] = Router(matcher, self._ledger, say=self._say)
         self._streams = {stream: StreamState() for stream in STREAMS}
         self._pipeline: FusionPipeline | None = None
         self._outputs: Outputs | None = None
@@ -95,6 +101,8 @@ class FusionNode(LifecycleNode):
         self._images: dict[str, AdaptiveSubscription] = {}
         self._infos: dict[str, AdaptiveSubscription] = {}
         self._abandoned: list[LatestWorker[Job]] = []
+        self._deadline: int | None = None
+        """When the watch timer will run; None while it does not."""
 
         self._past: deque[Past] = deque([Past(time.monotonic_ns(), self._ledger.snapshot(), 0)])
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
@@ -102,9 +110,11 @@ class FusionNode(LifecycleNode):
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._report_timer = self._every(self.settings.diagnostics_period_s, self._report)
         self._upkeep_timer = self._every(UPKEEP_PERIOD_S, self._upkeep)
+        self._watch_timer = self._every(UPKEEP_PERIOD_S, self._on_watch)
+        self._watch_timer.cancel()
         self._jump = self.get_clock().create_jump_callback(
             JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-TIME_JUMP_NS), on_clock_change=False),
-            post_callback=lambda jump: self._carry_out(self._matcher.reset("time_jump")),
+            post_callback=lambda jump: self._router.time_jumped(),
         )
 
     # life cycle
@@ -145,10 +155,12 @@ class FusionNode(LifecycleNode):
             # The pipeline serves one thread at a time.
             return self._refuse("activate", "the pair that was being fused at deactivation is still not done; try again")
         result = super().on_activate(state)
-        self._processor.camera_info = None  # of an earlier session
+        self._processor.start_session()
         self._streams = {stream: StreamState() for stream in STREAMS}
         self._worker = LatestWorker(self._processor.process, self._processor.failed, name="fusion")
         self._worker.start()
+        self._router.start(self._worker, self.settings.degraded)
+        self._set_watch()
         try:
             for stream in STREAMS:
                 on_info, on_image = partial(self._on_info, stream), partial(self._on_image, stream)
@@ -209,7 +221,9 @@ class FusionNode(LifecycleNode):
         for subscription in (*self._images.values(), *self._infos.values()):
             subscription.close()
         self._images, self._infos = {}, {}
-        self._carry_out(self._matcher.reset("shutdown"))
+        self._watch_timer.cancel()
+        self._deadline = None
+        self._router.stop()
         for job in self._worker.stop(STOP_TIMEOUT_S):
             self._ledger.drop("shutdown", *job.tickets)
         if self._worker.busy:
@@ -232,28 +246,57 @@ class FusionNode(LifecycleNode):
         ticket = self._ledger.receive(stream)
         state = self._streams[stream]
         try:
-            check_image(message, stream)
+            encoding = check_image(message, stream)
         except MalformedImage as error:
             self._ledger.drop(error.cause, ticket)
             state.malformed = str(error)
             self._log.warning(f"{stream} {error.cause}", f"message dropped ({error.cause}): {error}")
             return
         state.encoding, state.size = message.encoding, f"{message.width}x{message.height}"
-        frame = Frame(ticket, message, time.monotonic_ns())
-        self._carry_out(self._matcher.offer(stream, stamp_nanoseconds(message.header.stamp), frame))
+        arrived = time.monotonic_ns()
+        frame, stamp = Frame(ticket, message, arrived), stamp_nanoseconds(message.header.stamp)
+        number = None
+        if self._router.wants_fingerprint(stream):
+            number = fingerprint(
+                message.data,
+                step=message.step,
+                row_bytes=encoding.row_bytes(message.width),
+                rows=encoding.rows(message.height),
+                pixel_bytes=encoding.row_bytes(1),
+            )
+        self._router.offer(stream, stamp, frame, number)
+        self._set_watch()
 
     def _on_info(self, stream: str, message: CameraInfo) -> None:
         self._streams[stream].info_received = True
         if stream == self.settings.reference:
             self._processor.camera_info = message
 
-    def _carry_out(self, outcome: Outcome[Frame]) -> None:
-        for frame, reason in outcome.dropped:
-            self._ledger.drop(reason, frame.ticket)
-        for pair in outcome.pairs:
-            replaced = self._worker.submit(Job(pair, time.monotonic_ns()))
-            if replaced is not None:
-                self._ledger.drop("superseded", *replaced.tickets)
+    # streams that die and come back
+
+    def _say(self, event: Event) -> None:
+        # rclpy ties a severity to the line of the call
+        if event.level == "warning":
+            self.get_logger().warning(event.text)
+        elif event.level == "info":
+            self.get_logger().info(event.text)
+        else:
+            self.get_logger().debug(event.text)
+
+    def _set_watch(self) -> None:
+        """Come again when the next stream may die."""
+        deadline = self._router.next_deadline_ns
+        if deadline is not None and (self._deadline is None or deadline < self._deadline):
+            # good messages only move a deadline back: then the timer comes early once, and is set anew
+            self._deadline = deadline
+            self._watch_timer.timer_period_ns = max(1, deadline - time.monotonic_ns())
+            self._watch_timer.reset()
+
+    def _on_watch(self) -> None:
+        self._watch_timer.cancel()
+        self._deadline = None
+        self._router.watch()
+        self._set_watch()
 
     # parameters
 
@@ -267,11 +310,12 @@ class FusionNode(LifecycleNode):
     def _apply_parameters(self, changed: Iterable[Parameter]) -> None:
         before, self.settings = self.settings, parameters.settings_from(parameters.values_of(self))
         if (before.slop_ns, before.thermal_offset_ns) != (self.settings.slop_ns, self.settings.thermal_offset_ns):
-            self._carry_out(
-                self._matcher.configure(
-                    slop_ns=self.settings.slop_ns, thermal_offset_ns=self.settings.thermal_offset_ns
-                )
+            self._router.configure_matching(
+                slop_ns=self.settings.slop_ns, thermal_offset_ns=self.settings.thermal_offset_ns
             )
+        if before.degraded != self.settings.degraded:
+            self._router.configure_degraded(self.settings.degraded)
+            self._set_watch()
         if self._processor is not None:
             self._processor.settings = self.settings
             if before.pipeline.gain != self.settings.pipeline.gain:
@@ -282,22 +326,25 @@ class FusionNode(LifecycleNode):
     def _upkeep(self) -> None:
         for subscription in (*self._images.values(), *self._infos.values()):
             subscription.update()
-        if self._worker is not None:
-            self._carry_out(self._matcher.release())
+        self._router.release()
 
     def _report(self, state: str | None = None) -> None:
-        now = Past(time.monotonic_ns(), self._ledger.snapshot(), self._matcher.paired)
+        now = Past(time.monotonic_ns(), self._ledger.snapshot(), self._router.paired)
         while len(self._past) > 1 and now.at_ns - self._past[1].at_ns >= REPORT_WINDOW_NS:
             self._past.popleft()
         before = self._past[0]
         since = {stream: diagnostics.difference(now.counts[stream], before.counts[stream]) for stream in STREAMS}
-        closest = self._matcher.closest_miss_ns
+        closest = self._router.closest_miss_ns
         processor = self._processor
         facts = diagnostics.Facts(
             node=self.get_fully_qualified_name(),
             state=state or self._state_machine.current_state[1],
             inputs=tuple(self._input_facts(stream, now.counts[stream], since[stream]) for stream in self._images),
             counts=now.counts,
+            now_ns=now.at_ns,
+            mode=self._router.mode,
+            consequence=self._router.consequence,
+            matching=self._about_matching,
             interval_s=(now.at_ns - before.at_ns) * 1e-9,
             slop_ms=self.settings.slop_ns * 1e-6,
             thermal_offset_ms=self.settings.thermal_offset_ns * 1e-6,
@@ -330,6 +377,7 @@ class FusionNode(LifecycleNode):
             info_topic=info.topic,
             info_received=state.info_received,
             info_missed=wanted and not state.info_received,
+            condition=self._router.condition(stream),
         )
 
     def _subscribe(self, message_type: type, topic: str, callback: Callable) -> AdaptiveSubscription:

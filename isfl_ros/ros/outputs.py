@@ -69,6 +69,10 @@ class Outputs:
         """Whether one of `wanted` shows the gate."""
         return self._gates and any(TABLE[name].shows_gate for name in wanted)
 
+    def possible(self, result: FusionResult) -> frozenset[str]:
+        """Names of the outputs for which `result` has what they show."""
+        return frozenset(name for name in self._publishers if result.gate is not None or not TABLE[name].is_gate)
+
     def publish(
         self,
         wanted: frozenset[str],

@@ -18,14 +18,18 @@ from isfl_ros.errors import InputError
 from isfl_ros.images import GAIN_MODES, GainControlConfig
 from isfl_ros.network.config import MINIMUM_SIZE
 from isfl_ros.pipeline import PipelineConfig
+from isfl_ros.ros.degraded import MODES as DEGRADED_MODES
+from isfl_ros.ros.degraded import DegradedConfig
 from isfl_ros.ros.messages import MAX_SIDE, NANOSECONDS
 from isfl_ros.ros.qos import RELIABILITY_CHOICES
 from isfl_ros.ros.sync import STREAMS
+from isfl_ros.ros.sync_message_filters import MATCHER_CHOICES, check_slop
 
 Value = bool | int | float | str
 
 _PIPELINE = PipelineConfig()
 _GAIN = _PIPELINE.gain
+_DEGRADED = DegradedConfig()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +150,13 @@ TABLE: tuple[Parameter, ...] = (
         maximum=MAX_SIDE,
     ),
     Parameter(
+        name="sync.matcher",
+        default=MATCHER_CHOICES[0],
+        description="Who finds pairs: the node's own matcher (builtin: closest partner wins, slop inclusive), or the"
+        " approximate time synchroniser of message_filters (first partner wins, slop exclusive).",
+        choices=MATCHER_CHOICES,
+    ),
+    Parameter(
         name="sync.slop_ms",
         default=50.0,
         description="Largest distance in milliseconds of two stamps that make a pair, inclusive.",
@@ -159,6 +170,29 @@ TABLE: tuple[Parameter, ...] = (
         description="Milliseconds added to thermal stamps before they are compared: a known clock offset.",
         minimum=-1e12,
         maximum=1e12,
+        live=True,
+    ),
+    Parameter(
+        name="degraded.mode",
+        default=_DEGRADED.mode,
+        description="What happens while one camera is missing or frozen: the other is fused alone (single), the last"
+        " fused picture is published again with its old stamp (hold), or nothing is published (stop).",
+        choices=DEGRADED_MODES,
+        live=True,
+    ),
+    Parameter(
+        name="degraded.timeout_ms",
+        default=_DEGRADED.timeout_ns * 1e-6,
+        description="Milliseconds without a new picture after which a camera is given up.",
+        minimum=20.0,
+        maximum=60_000.0,
+        live=True,
+    ),
+    Parameter(
+        name="degraded.identical_bytes",
+        default=_DEGRADED.identical_bytes,
+        description="Whether a thermal camera that repeats one picture byte for byte (not all pixels equal) is frozen;"
+        " false for simulated or still pictures.",
         live=True,
     ),
     Parameter(
@@ -265,8 +299,10 @@ class Settings:
     autostart: bool
     warmup_size: tuple[int, int] | None
     """(height, width), or None for no warm-up."""
+    matcher: str
     slop_ns: int
     thermal_offset_ns: int
+    degraded: DegradedConfig
     qos_reliability: str
     qos_depth: int
     output_encoding: str
@@ -290,13 +326,22 @@ def settings_from(values: Mapping[str, object]) -> Settings:
     """
     checked = {parameter.name: parameter.check(values[parameter.name]) for parameter in TABLE}
     gain = GainControlConfig(**{n.removeprefix("agc."): v for n, v in checked.items() if n.startswith("agc.")})
+    slop_ns = _nanoseconds(checked["sync.slop_ms"])
+    if checked["sync.matcher"] == "message_filters":
+        check_slop(slop_ns)
     return Settings(
         pipeline=PipelineConfig(**{n: checked[n] for n in ("model", "device", "implementation", "precision", "threads")}, gain=gain),
         reference=checked["reference"],
         autostart=checked["autostart"],
         warmup_size=_warmup_size(checked["warmup.height"], checked["warmup.width"]),
-        slop_ns=_nanoseconds(checked["sync.slop_ms"]),
+        matcher=checked["sync.matcher"],
+        slop_ns=slop_ns,
         thermal_offset_ns=_nanoseconds(checked["sync.thermal_offset_ms"]),
+        degraded=DegradedConfig(
+            timeout_ns=_nanoseconds(checked["degraded.timeout_ms"]),
+            mode=checked["degraded.mode"],
+            identical_bytes=checked["degraded.identical_bytes"],
+        ),
         qos_reliability=checked["qos.reliability"],
         qos_depth=checked["qos.depth"],
         output_encoding=checked["output.encoding"],

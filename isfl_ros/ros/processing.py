@@ -9,17 +9,19 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
 from isfl_ros.pipeline import FusionPipeline, FusionResult
-from isfl_ros.ros.accounting import Ledger, Ticket
+from isfl_ros.ros.accounting import Ledger
+from isfl_ros.ros.jobs import HoldJob, Job, PairJob
 from isfl_ros.ros.logging_bridge import OnceLog
-from isfl_ros.ros.messages import THERMAL_ENCODINGS, decode_rgb, decode_thermal, stamp_nanoseconds
+from isfl_ros.ros.messages import NANOSECONDS, THERMAL_ENCODINGS, decode_rgb, decode_thermal, stamp_nanoseconds
 from isfl_ros.ros.outputs import Outputs
 from isfl_ros.ros.parameters import Settings
-from isfl_ros.ros.sync import Pair
+from isfl_ros.ros.sync import STREAMS, TIME_JUMP_NS
 
 STAGES = (
     "wait_for_pair",
@@ -39,27 +41,13 @@ WINDOW = 200
 
 
 @dataclass(frozen=True)
-class Frame:
-    """A received image message on its way through the node."""
+class Published:
+    """What was published last, to be published again in hold mode."""
 
-    ticket: Ticket
-    message: Image
-    arrived_ns: int
-    """Monotonic clock."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """A pair that is ready to be fused."""
-
-    pair: Pair[Frame]
-    paired_ns: int
-    """Monotonic clock."""
-
-    @property
-    def tickets(self) -> tuple[Ticket, Ticket]:
-        """Of both messages."""
-        return self.pair.thermal.ticket, self.pair.rgb.ticket
+    result: FusionResult
+    header: Header
+    camera_info: CameraInfo | None
+    skew_ms: float | None
 
 
 class Latency:
@@ -112,6 +100,10 @@ class PairProcessor:
         self.settings = settings
         self.camera_info: CameraInfo | None = None
         """Latest one of the reference camera."""
+        self.frame_id: str | None = None
+        """Of the latest image of the reference camera."""
+        self.published: Published | None = None
+        """Reset at activation."""
         self.latency = Latency()
         self.size_mismatch: str | None = None
         """Sizes of the last pair in words, where they differed."""
@@ -123,28 +115,43 @@ class PairProcessor:
         self._now_ns = now_ns
         self._log = log
 
+    def start_session(self) -> None:
+        """Forget what an earlier activation left behind."""
+        self.camera_info = self.frame_id = self.published = None
+
     def process(self, job: Job) -> None:
-        """Fuse and publish a pair, or drop it where nobody listens or its sizes differ."""
+        """Fuse and publish a pair or a single message, or drop it where nobody listens or sizes differ."""
+        if isinstance(job, HoldJob):
+            self._publish_again()
+            return
         started = time.monotonic_ns()
         settings = self.settings
         wanted = self._outputs.wanted()
         if not wanted:
             self._ledger.drop("no_subscriber", *job.tickets)
             return
-        thermal, rgb = job.pair.thermal.message, job.pair.rgb.message
-        self.size_mismatch = _size_mismatch(thermal, rgb)
+        frames, paired = job.frames, isinstance(job, PairJob)
+        mode, skew_ms = ("pair", job.pair.skew_ns * 1e-6) if paired else (f"{job.stream}_only", None)
+        thermal, rgb = (frames[name].message if name in frames else None for name in STREAMS)
+        self.size_mismatch = _size_mismatch(thermal, rgb) if paired else None
         if self.size_mismatch is not None:
             self._ledger.drop("size_mismatch", *job.tickets)
             self._log.error("size_mismatch", self.size_mismatch)
             return
 
-        if THERMAL_ENCODINGS[thermal.encoding].convert is not None:
+        if thermal is not None and THERMAL_ENCODINGS[thermal.encoding].convert is not None:
             self._log.info("palettised", f"thermal images are {thermal.encoding}: palettised, their luma is taken")
-        thermal_pixels, rgb_pixels = decode_thermal(thermal), decode_rgb(rgb)
+        thermal_pixels = None if thermal is None else decode_thermal(thermal)
+        rgb_pixels = None if rgb is None else decode_rgb(rgb)
         decoded = time.monotonic_ns()
 
-        reference = rgb if settings.reference == "rgb" else thermal
-        stamp_ns = stamp_nanoseconds(reference.header.stamp)
+        source = settings.reference if settings.reference in frames else settings.other
+        picture = frames[source].message
+        header = self._header(source, picture)
+        stamp_ns = stamp_nanoseconds(header.stamp)
+        if self._is_outdated(stamp_ns):
+            self._ledger.drop("outdated", *job.tickets)
+            return
         result = self._pipeline.fuse(
             thermal_pixels, rgb_pixels, gate=self._outputs.needs_gate(wanted), stamp_s=stamp_ns * 1e-9
         )
@@ -152,7 +159,6 @@ class PairProcessor:
         if not self._ledger.is_open(*job.tickets):
             return  # given up while it was being fused: what comes of it now would be a stale picture
 
-        header = Header(stamp=reference.header.stamp, frame_id=reference.header.frame_id)
         age_ms = (self._now_ns() - stamp_ns) * 1e-6
         self._outputs.publish(
             wanted,
@@ -160,23 +166,60 @@ class PairProcessor:
             header=header,
             output_encoding=settings.output_encoding,
             gate_encoding=settings.gate_encoding,
-            camera_info=self._camera_info_for(reference),
-            status=_status(header, result, skew_ms=job.pair.skew_ns * 1e-6, age_ms=age_ms),
+            camera_info=(info := self._camera_info_for(picture)),
+            status=_status(header, result, mode=mode, skew_ms=skew_ms, age_ms=age_ms),
         )
+        self.published = Published(result, header, info, skew_ms)
         published = time.monotonic_ns()
 
         self._ledger.fuse(*job.tickets)
-        arrivals = (job.pair.thermal.arrived_ns, job.pair.rgb.arrived_ns)
+        arrivals = [frame.arrived_ns for frame in frames.values()]
         self.latency.add(
             {
-                "wait_for_pair": (job.paired_ns - min(arrivals)) * 1e-6,
-                "wait_for_worker": (started - job.paired_ns) * 1e-6,
+                "wait_for_pair": (job.ready_ns - min(arrivals)) * 1e-6,
+                "wait_for_worker": (started - job.ready_ns) * 1e-6,
                 "decode": (decoded - started) * 1e-6,
                 **result.stages_ms,
                 "publish": (published - fused) * 1e-6,
                 "total": (published - max(arrivals)) * 1e-6,
                 "age": age_ms,
             }
+        )
+
+    def _header(self, source: str, picture: Image) -> Header:
+        """Stamp of `picture` on the clock of the reference camera, in whose frame the fused picture is."""
+        if source == self.settings.reference:
+            self.frame_id = picture.header.frame_id
+            return Header(stamp=picture.header.stamp, frame_id=picture.header.frame_id)
+        offset_ns = self.settings.thermal_offset_ns if source == "thermal" else -self.settings.thermal_offset_ns
+        # a stamp holds no time before 1970
+        seconds, rest = divmod(max(0, stamp_nanoseconds(picture.header.stamp) + offset_ns), NANOSECONDS)
+        return Header(
+            stamp=Time(sec=seconds, nanosec=rest),
+            frame_id=picture.header.frame_id if self.frame_id is None else self.frame_id,
+        )
+
+    def _is_outdated(self, stamp_ns: int) -> bool:
+        """Whether a newer picture was published already, and time did not jump back since."""
+        if self.published is None:
+            return False
+        last_ns = stamp_nanoseconds(self.published.header.stamp)
+        return last_ns - TIME_JUMP_NS <= stamp_ns <= last_ns
+
+    def _publish_again(self) -> None:
+        """Publish the last picture once more, as what it is: old."""
+        held, wanted = self.published, self._outputs.wanted()
+        if held is None or not wanted:
+            return
+        age_ms = (self._now_ns() - stamp_nanoseconds(held.header.stamp)) * 1e-6
+        self._outputs.publish(
+            wanted & self._outputs.possible(held.result),
+            held.result,
+            header=held.header,
+            output_encoding=self.settings.output_encoding,
+            gate_encoding=self.settings.gate_encoding,
+            camera_info=held.camera_info,
+            status=_status(held.header, held.result, mode="held", skew_ms=held.skew_ms, age_ms=age_ms),
         )
 
     def _camera_info_for(self, reference: Image) -> CameraInfo | None:
@@ -206,14 +249,15 @@ def _size_mismatch(thermal: Image, rgb: Image) -> str | None:
     )
 
 
-def _status(header: Header, result: FusionResult, *, skew_ms: float, age_ms: float) -> DiagnosticArray:
+def _status(header: Header, result: FusionResult, *, mode: str, skew_ms: float | None, age_ms: float) -> DiagnosticArray:
     values = {
-        "mode": "pair",
+        "mode": mode,
         "valid_fraction.thermal": f"{result.valid_fraction['thermal']:.4f}",
         "valid_fraction.rgb": f"{result.valid_fraction['rgb']:.4f}",
-        "stamp_skew_ms": f"{skew_ms:.3f}",
+        "stamp_skew_ms": "none" if skew_ms is None else f"{skew_ms:.3f}",
         "age_ms": f"{age_ms:.3f}",
     }
-    status = DiagnosticStatus(level=DiagnosticStatus.OK, name="fusion: picture", message="pair")
+    level = DiagnosticStatus.OK if mode == "pair" else DiagnosticStatus.WARN
+    status = DiagnosticStatus(level=level, name="fusion: picture", message=mode)
     status.values = [KeyValue(key=key, value=value) for key, value in values.items()]
     return DiagnosticArray(header=header, status=[status])

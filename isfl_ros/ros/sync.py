@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 Item = TypeVar("Item")
 
@@ -50,6 +50,32 @@ class Outcome(Generic[Item]):
     pairs: list[Pair[Item]] = field(default_factory=list)
     dropped: list[tuple[Item, str]] = field(default_factory=list)
     """Items with the reason: `unmatched`, `duplicate_stamp`, `out_of_order`, or the one given to `reset`."""
+
+
+class Matcher(Protocol[Item]):
+    """What `PairMatcher` and the adapter of message_filters have in common; every item comes back exactly once."""
+
+    paired: int
+    """Pairs handed out so far."""
+
+    @property
+    def closest_miss_ns(self) -> int | None:
+        """How far the closest message of the other stream was from a recent unmatched one; None after a pair."""
+
+    def configure(self, *, slop_ns: int, thermal_offset_ns: int) -> Outcome[Item]:
+        """Change the slop and the offset from now on; messages that wait are judged anew."""
+
+    def offer(self, stream: str, stamp_ns: int, item: Item) -> Outcome[Item]:
+        """Take in one message of `stream`."""
+
+    def release(self) -> Outcome[Item]:
+        """Hand out what was held back too long. Call it regularly."""
+
+    def take_newest(self, stream: str | None) -> tuple[Outcome[Item], Item | None]:
+        """Empty the matcher because a stream died; the newest message of `stream` is returned by itself."""
+
+    def reset(self, reason: str) -> Outcome[Item]:
+        """Drop everything that waits, with `reason`, and forget all stamps."""
 
 
 @dataclass
@@ -163,6 +189,24 @@ class PairMatcher(Generic[Item]):
             stamps = None
         self._held = stamps
         return outcome
+
+    def take_newest(self, stream: str | None) -> tuple[Outcome[Item], Item | None]:
+        """Empty the matcher because a stream died, without forgetting stamps or periods.
+
+        Returns:
+            Pairs held back for a closer partner, and everything else that waited as `unmatched`, except for the newest
+            message of `stream` (the one that is alive; None: there is none), which is returned by itself.
+        """
+        outcome: Outcome[Item] = Outcome()
+        self._settle(outcome, hold=False)
+        newest = None
+        for name, track in self._tracks.items():
+            waiting = [entry.item for entry in track.waiting]
+            track.waiting.clear()
+            if name == stream and waiting:
+                newest = waiting.pop()
+            outcome.dropped.extend((item, "unmatched") for item in waiting)
+        return outcome, newest
 
     def reset(self, reason: str) -> Outcome[Item]:
         """Drop everything that waits, with `reason`, and forget all stamps."""

@@ -28,7 +28,7 @@ from typing import Generic
 from rclpy.time import Time
 
 from isfl_ros.errors import InputError
-from isfl_ros.ros.sync import BUFFER, RECENT, STREAMS, TIME_JUMP_NS, Item, Outcome, Pair, PairMatcher
+from isfl_ros.ros.sync import BUFFER, RECENT, STREAMS, TIME_JUMP_NS, Item, Matcher, Outcome, Pair, PairMatcher
 
 MATCHER_CHOICES = ("builtin", "message_filters")
 
@@ -110,7 +110,7 @@ class MessageFiltersMatcher(Generic[Item]):
 
     def __init__(self, *, slop_ns: int, thermal_offset_ns: int = 0):
         self._library = _message_filters()
-        self.slop_ns = _checked_slop(slop_ns)
+        self.slop_ns = check_slop(slop_ns)
         self.paired = 0
         """Pairs handed out so far."""
         self._offset_ns = thermal_offset_ns
@@ -135,7 +135,7 @@ class MessageFiltersMatcher(Generic[Item]):
         Raises:
             InputError: the slop is 0; nothing was changed then.
         """
-        self.slop_ns = _checked_slop(slop_ns)
+        self.slop_ns = check_slop(slop_ns)
         shift, self._offset_ns = thermal_offset_ns - self._offset_ns, thermal_offset_ns
         self._tracks["thermal"].shift(shift)
         self._misses.clear()
@@ -154,6 +154,23 @@ class MessageFiltersMatcher(Generic[Item]):
     def release(self) -> Outcome[Item]:
         """Hand out what was held back: nothing ever is."""
         return Outcome()
+
+    def take_newest(self, stream: str | None) -> tuple[Outcome[Item], Item | None]:
+        """Empty the matcher because a stream died, without forgetting its stamps.
+
+        Returns:
+            Everything that waited as `unmatched`, except for the newest message of `stream` (the one that is alive;
+            None: there is none), which is returned by itself.
+        """
+        outcome: Outcome[Item] = Outcome()
+        newest = None
+        for name, track in self._tracks.items():
+            waiting, track.waiting = sorted(track.waiting, key=lambda entry: entry.stamp), []
+            if name == stream and waiting:
+                newest = waiting.pop().item
+            outcome.dropped.extend((entry.item, "unmatched") for entry in waiting)
+        self._connect()
+        return outcome, newest
 
     def reset(self, reason: str) -> Outcome[Item]:
         """Drop everything that waits, with `reason`, and forget all stamps."""
@@ -235,9 +252,7 @@ class MessageFiltersMatcher(Generic[Item]):
                 self._misses.append(lost.closest)
 
 
-def make_matcher(
-    requested: str, *, slop_ns: int, thermal_offset_ns: int
-) -> tuple[PairMatcher | MessageFiltersMatcher, str]:
+def make_matcher(requested: str, *, slop_ns: int, thermal_offset_ns: int) -> tuple[Matcher, str]:
     """The matcher that was asked for, and in words why one would.
 
     Args:
@@ -265,7 +280,12 @@ def _message_filters() -> ModuleType:
     return message_filters
 
 
-def _checked_slop(slop_ns: int) -> int:
+def check_slop(slop_ns: int) -> int:
+    """`slop_ns`, where message_filters can make a pair with it.
+
+    Raises:
+        InputError: it never can.
+    """
     if slop_ns <= 0:
         raise InputError(
             "sync.slop_ms makes no pair ever with message_filters, whose slop is exclusive",

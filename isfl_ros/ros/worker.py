@@ -51,6 +51,15 @@ class LatestWorker(Generic[Job]):
             self._condition.notify_all()
         return replaced
 
+    def offer(self, job: Job) -> bool:
+        """Hand over a job that may replace no other; False where one waits, or after `stop`."""
+        with self._condition:
+            if self._stopping or self._waiting is not None:
+                return False
+            self._waiting = job
+            self._condition.notify_all()
+        return True
+
     def stop(self, timeout_s: float) -> list[Job]:
         """Let the current job end, for at most `timeout_s`, and end the thread.
 

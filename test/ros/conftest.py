@@ -20,6 +20,9 @@ LONG = 30.0  # seconds; a busy machine is slow, and every wait ends at its event
 FAKE = [sys.executable, str(Path(__file__).with_name("fake_fusion_node.py"))]
 REAL = [sys.executable, "-m", "isfl_ros.ros.fusion_node"]
 
+PATIENT = {"degraded.timeout_ms": 60_000, "degraded.identical_bytes": "false"}
+"""Parameters of a node that gives no camera up: cameras of most tests send when they like, and the same picture again."""
+
 
 @pytest.fixture(scope="session", autouse=True)
 def ros_environment():
@@ -53,7 +56,7 @@ class NodeProcess:
         self.log = log
         self.domain = domain
         # no warm-up: nothing here depends on it, and it takes long; reports in quick succession end waits soon
-        values = {"warmup.width": 0, "diagnostics.rate_hz": 10, **(parameters or {})}
+        values = {"warmup.width": 0, "diagnostics.rate_hz": 10, **PATIENT, **(parameters or {})}
         arguments = [part for name, value in values.items() for part in ("-p", f"{name}:={value}")]
         arguments += [part for old, new in (remappings or {}).items() for part in ("-r", f"{old}:={new}")]
         variables = {"ROS_DOMAIN_ID": str(domain), "PYTHONUNBUFFERED": "1", **(environment or {})}

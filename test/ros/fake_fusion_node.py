@@ -49,6 +49,11 @@ class FakePipeline:
         from isfl_ros.pipeline import FusionResult
 
         time.sleep(float(os.environ.get("FAKE_DELAY_S", "0")))
+        fractions = {"thermal": float(thermal is not None), "rgb": float(rgb is not None)}
+        if thermal is None:
+            thermal = np.zeros(rgb.shape[:2], np.uint8)
+        if rgb is None:
+            rgb = np.zeros(thermal.shape, np.uint8)
         if thermal[0, 0] == 13:
             raise RuntimeError("thirteen")
         if self.gain.mode == "fixed":
@@ -61,7 +66,7 @@ class FakePipeline:
             rgb=rgb,
             gate=ramp if gate else None,
             valid=None,
-            valid_fraction={"thermal": 1.0, "rgb": 1.0},
+            valid_fraction=fractions,
             stages_ms={"preprocess": 0.1, "network": 0.2, "postprocess": 0.3},
             device="cpu",
             frame=RawFrame(thermal=thermal8, black=0.0, white=255.0, thermal_valid=None, rgb=rgb, rgb_valid=None),

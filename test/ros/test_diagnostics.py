@@ -6,11 +6,21 @@ import pytest
 from builtin_interfaces.msg import Time
 
 from isfl_ros.ros.accounting import StreamCounts
+from isfl_ros.ros.degraded import DegradedConfig, Supervisor
 from isfl_ros.ros.diagnostics import ERROR, OK, STALE, WARN, Facts, InputFacts, difference, report
+
+NOW_NS = 100_000_000
 
 
 def counts(received=10, fused=10, pending=0, **dropped):
     return StreamCounts(received=received, fused=fused, dropped=dropped, pending=pending)
+
+
+def condition(stream, **changes):
+    """Of a stream that was good 20 ms ago."""
+    supervisor = Supervisor(DegradedConfig(), started_ns=0)
+    supervisor.accept(stream, 7_000_000_042, NOW_NS - 20_000_000)
+    return replace(supervisor.condition(stream), **changes)
 
 
 def input_facts(stream, **changes):
@@ -28,6 +38,7 @@ def input_facts(stream, **changes):
         info_topic=f"/{stream}/camera_info",
         info_received=True,
         info_missed=False,
+        condition=condition(stream),
     )
     return replace(facts, **changes)
 
@@ -38,6 +49,10 @@ def facts(*, thermal=None, rgb=None, **changes):
         state="active",
         inputs=(input_facts("thermal", **thermal or {}), input_facts("rgb", **rgb or {})),
         counts={"thermal": counts(), "rgb": counts()},
+        now_ns=NOW_NS,
+        mode="pair",
+        consequence=None,
+        matching={"matcher": "builtin", "matcher_reason": "closest partner wins"},
         interval_s=2.0,
         slop_ms=50.0,
         thermal_offset_ms=0.0,

@@ -11,10 +11,11 @@ from sensor_msgs.msg import CameraInfo, Image
 from isfl_ros.backends.frame import RawFrame
 from isfl_ros.pipeline import FusionResult, PipelineConfig
 from isfl_ros.ros.accounting import Ledger
+from isfl_ros.ros.jobs import Frame, HoldJob, PairJob, SingleJob
 from isfl_ros.ros.outputs import TABLE, Outputs
 from isfl_ros.ros.parameters import TABLE as PARAMETERS
 from isfl_ros.ros.parameters import settings_from
-from isfl_ros.ros.processing import STAGES, WINDOW, Frame, Job, Latency, PairProcessor
+from isfl_ros.ros.processing import STAGES, WINDOW, Latency, PairProcessor
 from isfl_ros.ros.sync import STREAMS, Pair
 
 SECOND = 10**9
@@ -81,7 +82,7 @@ class Bench:
             message.data = array("B", bytes([value]) * (step * height))
             message.header.stamp.sec = 10 if stream == "thermal" else 11
             frames.append(Frame(self.ledger.receive(stream), message, time.monotonic_ns()))
-        return Job(Pair(*frames, skew_ns=-SECOND), time.monotonic_ns())
+        return PairJob(Pair(*frames, skew_ns=-SECOND), time.monotonic_ns())
 
     def outcome(self):
         row = self.ledger.snapshot()["rgb"]
