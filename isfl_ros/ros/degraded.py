@@ -3,7 +3,7 @@ lock: times are whole nanoseconds of the monotonic clock, handed in, and one thr
 
 A message is good when its stamp is newer than that of its predecessor, or so much older that time itself jumped back,
 and (thermal, by option) when it does not repeat the bytes of its predecessor. A stream is in one of four states:
-- `not_started`: no message since activation, and not overdue yet;
+- `expected`: no good message since activation, or since it was given up, and not overdue yet (see below);
 - `alive`: a good message arrived less than the timeout ago;
 - `frozen`: none did, but messages that are not good keep coming: at least `REFUSED_TO_FREEZE` in a row, each less than
   the timeout after the one before, the last less than the timeout ago;
@@ -11,6 +11,10 @@ and (thermal, by option) when it does not repeat the bytes of its predecessor. A
 A stream is given up exactly when the timeout has passed since its last good message (or since activation), whenever
 `tick` is called; events carry that time. Its next good message brings it back at once. A changed timeout never brings
 a stream back, only a message does.
+
+Where both streams were silent (at the start, in a pause, while a bag begins anew), one of them is the first to come
+back. So that this does not show a single picture or two each time, the silent one is then expected for `GRACE_NS`, or
+one and a half of its periods, before the other's message, which waits, is fused alone.
 
 A timeout that is shorter than the period of its stream would give the stream up between any two of its messages, and
 pictures would change between both cameras and one many times a second. So a stream is given `SAFE_PERIODS` times its
@@ -55,7 +59,7 @@ LATE_NS = 50_000_000
 """A caller that comes this long after `next_deadline_ns` was busy elsewhere, and messages may wait in its queues."""
 
 GRACE_NS = 100_000_000
-"""What an overdue stream is given then, once, to deliver what waits."""
+"""What an overdue stream is given then, once, to deliver what waits; also a silent one when the other comes back."""
 
 DROP_REASONS: Mapping[str, str] = MappingProxyType(
     {
@@ -68,7 +72,7 @@ DROP_REASONS: Mapping[str, str] = MappingProxyType(
 )
 """Why `Supervisor.route` has a message dropped -> what such a message did."""
 
-State = Literal["not_started", "alive", "missing", "frozen"]
+State = Literal["expected", "alive", "missing", "frozen"]
 
 DEAD = ("missing", "frozen")
 
@@ -202,13 +206,15 @@ class _Stream:
 
     def __init__(self, name: str, started_ns: int):
         self.name = name
-        self.state: State = "not_started"
+        self.state: State = "expected"
         self.since_ns = started_ns
         self.good_ns = started_ns
         self.heard_ns = started_ns
         self.not_before_ns = started_ns
         """No deadline lies before this: when the rules changed, or the end of a grace."""
         self.graced = False
+        self.lost = False
+        """Its death was told, its return was not."""
         self.stamp_ns: int | None = None
         self.fingerprint: int | None = None
         self.gaps: deque[int] = deque(maxlen=RECENT)
@@ -375,10 +381,12 @@ class Supervisor:
             stream.gaps.append(silent_ns)
         if state != "alive":
             stream.state, stream.since_ns = "alive", now
+            self._expect(self._streams[_other(stream.name)])
         stream.good_ns = stream.heard_ns = now
         stream.refused, stream.graced, stream.started = 0, False, True
         stream.not_before_ns = now
-        if state in DEAD:
+        if stream.lost:
+            stream.lost = False
             # it came back before its death was told: what waits in the matcher has a partner again
             self._events = [
                 replace(event, flush=None) if event.stream == stream.name else event for event in self._events
@@ -391,6 +399,15 @@ class Supervisor:
                 Event(kind="returned", stream=stream.name, at_ns=now, for_ns=silent_ns, level=level, text=text)
             )
         self._judge_pace(stream)
+
+    def _expect(self, stream: _Stream) -> None:
+        """Give a silent stream, not a frozen one, time to come back as the other just did."""
+        if stream.state == "alive" or stream.heard_ns != stream.good_ns:
+            return
+        if stream.state in DEAD:
+            stream.state, stream.since_ns = "expected", self._now
+        soon = GRACE_NS if stream.period_ns is None else max(GRACE_NS, 3 * stream.period_ns // 2)
+        stream.not_before_ns = max(stream.not_before_ns, self._now + min(soon, self._timeout(stream)))
 
     def _take_refused(self, stream: _Stream, *, cause: Literal["stamps", "bytes"]) -> None:
         in_row = self._now - stream.heard_ns < self._timeout(stream)
@@ -418,7 +435,7 @@ class Supervisor:
     def _give_up(
         self, stream: _Stream, state: Literal["missing", "frozen"], at_ns: int, *, flush: Flush | None
     ) -> None:
-        stream.state, stream.since_ns = state, at_ns
+        stream.state, stream.since_ns, stream.lost = state, at_ns, True
         self._events.append(
             Event(
                 kind=state,

@@ -116,6 +116,31 @@ def test_a_new_slop_holds_for_waiting_messages_too(kind):
     assert log.r(610) == []
 
 
+@pytest.mark.parametrize("survivor", [*STREAMS, None])
+@pytest.mark.parametrize("stream", STREAMS)
+def test_taking_the_newest_empties_the_matcher(kind, stream, survivor):
+    log = Log(kind, slop_ms=5)
+    for stamp in (500, 600, 700):
+        log.offer(stream, stamp)
+    outcome, newest = log.matcher.take_newest(survivor)
+    log.take(outcome)
+    assert newest == ((stream, 700) if survivor == stream else None)
+    left = [500, 600] if survivor == stream else [500, 600, 700]
+    assert log.pairs == [] and log.dropped == [(stream, stamp, "unmatched") for stamp in left]
+    assert log.matcher.pending == {"thermal": 0, "rgb": 0}
+    assert log.matcher.take_newest(survivor)[1] is None
+    log.t(800)
+    assert log.r(801) == [(800, 801)], "pairing goes on"
+
+
+def test_taking_the_newest_forgets_no_stamp():
+    log = Log(PairMatcher)
+    log.r(100)
+    log.matcher.take_newest("thermal")
+    log.r(100)
+    assert log.dropped[-1] == ("rgb", 100, "duplicate_stamp")
+
+
 def test_messages_that_wait_in_both_queues_of_message_filters_are_judged_anew():
     real_message_filters()
     log = Log(MessageFiltersMatcher, slop_ms=5)
