@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from diagnostic_msgs.msg import DiagnosticStatus
 from sensor_msgs.msg import CameraInfo, Image
 
 from isfl_ros.backends.frame import RawFrame
@@ -30,6 +31,9 @@ class Pipeline:
 
     def fuse(self, thermal, rgb, *, gate, stamp_s):
         self.asked.append((gate, stamp_s))
+        self.missing = {name for name, pixels in (("thermal", thermal), ("rgb", rgb)) if pixels is None}
+        thermal = np.zeros(rgb.shape[:2], np.uint8) if thermal is None else thermal
+        rgb = np.zeros((*thermal.shape, 3), np.uint8) if rgb is None else rgb
         if thermal[0, 0] == 13:
             raise RuntimeError("thirteen\nand more")
         gate = np.full(thermal.shape, 0.5, np.float32) if gate else None
@@ -42,22 +46,25 @@ class Pipeline:
 class Publisher:
     """Counts as subscribed to where its name is among `subscribed`."""
 
-    def __init__(self, name, subscribed, sent):
-        self.name, self.subscribed, self.sent = name, subscribed, sent
+    def __init__(self, name, subscribed, sent, messages):
+        self.name, self.subscribed, self.sent, self.messages = name, subscribed, sent, messages
 
     def get_subscription_count(self):
         return int(self.name in self.subscribed)
 
     def publish(self, message):
         self.sent.append(self.name)
+        self.messages[self.name] = message
 
 
 class Bench:
-    def __init__(self, *, gates=True, reference="rgb"):
-        self.subscribed, self.sent, self.said = set(), [], []
+    def __init__(self, *, gates=True, reference="rgb", **parameters):
+        self.subscribed, self.sent, self.said, self.messages = set(), [], [], {}
         names = {output.topic: name for name, output in TABLE.items()}
         node = SimpleNamespace(
-            create_lifecycle_publisher=lambda kind, topic, qos, **_: Publisher(names[topic], self.subscribed, self.sent)
+            create_lifecycle_publisher=lambda kind, topic, qos, **_: Publisher(
+                names[topic], self.subscribed, self.sent, self.messages
+            )
         )
         self.ledger = Ledger(STREAMS)
         self.pipeline = Pipeline()
@@ -65,7 +72,7 @@ class Bench:
             pipeline=self.pipeline,
             outputs=Outputs(node, gates=gates),
             ledger=self.ledger,
-            settings=settings_from({p.name: p.default for p in PARAMETERS} | {"reference": reference}),
+            settings=settings_from({p.name: p.default for p in PARAMETERS} | {"reference": reference} | parameters),
             now_ns=lambda: 12 * SECOND,
             log=SimpleNamespace(
                 info=lambda cause, text: self.said.append(cause),
@@ -81,8 +88,19 @@ class Bench:
             message = Image(width=width, height=height, encoding=encoding, step=step)
             message.data = array("B", bytes([value]) * (step * height))
             message.header.stamp.sec = 10 if stream == "thermal" else 11
+            message.header.frame_id = stream
             frames.append(Frame(self.ledger.receive(stream), message, time.monotonic_ns()))
         return PairJob(Pair(*frames, skew_ns=-SECOND), time.monotonic_ns())
+
+    def single(self, stream, *, stamp=None, **kwargs):
+        frame = self.job(**kwargs).frames[stream]
+        if stamp is not None:
+            frame.message.header.stamp.sec = stamp
+        return SingleJob(stream, frame, time.monotonic_ns())
+
+    def status(self):
+        entry = self.messages["status"].status[0]
+        return entry.level, {value.key: value.value for value in entry.values}
 
     def outcome(self):
         row = self.ledger.snapshot()["rgb"]
@@ -167,6 +185,94 @@ def test_a_palettised_camera_is_mentioned():
     assert bench.said == []
     bench.processor.process(bench.job(thermal="rgb8"))
     assert bench.said == ["palettised"]
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+def test_a_picture_fused_alone_says_so(stream):
+    bench = Bench()
+    bench.subscribed.update(("fused", "camera_info", "status"))
+    bench.processor.camera_info = CameraInfo(width=50, height=40)
+    bench.processor.process(bench.job())
+    bench.processor.process(bench.single(stream, stamp=20))
+    assert bench.pipeline.missing == set(STREAMS) - {stream}
+    level, values = bench.status()
+    assert level == DiagnosticStatus.WARN
+    assert (values["mode"], values["stamp_skew_ms"]) == (f"{stream}_only", "none")
+    for name in ("fused", "camera_info", "status"):
+        assert bench.messages[name].header.stamp.sec == 20
+        assert bench.messages[name].header.frame_id == "rgb", "the picture is in the frame of the reference camera"
+    assert bench.ledger.snapshot()[stream].fused == 2
+
+
+@pytest.mark.parametrize(("reference", "expected"), [("rgb", 20 * SECOND + 5_000_000), ("thermal", 20 * SECOND)])
+def test_thermal_alone_is_stamped_on_the_clock_of_the_reference(reference, expected):
+    bench = Bench(reference=reference, **{"sync.thermal_offset_ms": 5.0})
+    bench.subscribed.add("fused")
+    bench.processor.process(bench.single("thermal", stamp=20))
+    stamp = bench.messages["fused"].header.stamp
+    assert stamp.sec * SECOND + stamp.nanosec == expected
+
+
+def test_rgb_alone_is_stamped_on_the_clock_of_the_reference():
+    bench = Bench(reference="thermal", **{"sync.thermal_offset_ms": 5.0})
+    bench.subscribed.add("fused")
+    bench.processor.process(bench.single("rgb", stamp=20))
+    stamp = bench.messages["fused"].header.stamp
+    assert stamp.sec * SECOND + stamp.nanosec == 20 * SECOND - 5_000_000
+
+
+def test_before_the_reference_camera_sent_anything_the_frame_is_that_of_the_picture():
+    bench = Bench()
+    bench.subscribed.update(("fused", "camera_info"))
+    bench.processor.process(bench.single("thermal"))
+    assert bench.sent == ["fused"] and bench.messages["fused"].header.frame_id == "thermal"
+
+
+@pytest.mark.parametrize(("stamp", "shown"), [(12, True), (11, False), (10, False), (9, True)])
+def test_no_picture_that_is_older_than_the_last_one_passes_for_fresh(stamp, shown):
+    bench = Bench()
+    bench.subscribed.add("fused")
+    bench.processor.process(bench.job())  # of second 11
+    bench.processor.process(bench.single("rgb", stamp=stamp))
+    assert len(bench.sent) == 1 + shown
+    assert bench.outcome() == ((2, {}, 0) if shown else (1, {"outdated": 1}, 0))
+
+
+def test_the_held_picture_keeps_its_stamp_and_is_called_held():
+    bench = Bench()
+    bench.processor.process(HoldJob())
+    bench.subscribed.update(("fused", "camera_info", "status", "gate"))
+    bench.processor.process(HoldJob())
+    assert bench.sent == [], "there is nothing to hold yet"
+    bench.processor.camera_info = CameraInfo(width=50, height=40)
+    bench.processor.process(bench.job())
+    first, fused = dict(bench.messages), bench.ledger.snapshot()
+    bench.sent.clear()
+    bench.processor.camera_info = CameraInfo(width=50, height=40, distortion_model="another")
+    bench.processor.process(HoldJob())
+    assert sorted(bench.sent) == ["camera_info", "fused", "gate", "status"]
+    assert bench.messages["fused"] == first["fused"] and bench.messages["camera_info"] == first["camera_info"]
+    level, values = bench.status()
+    assert level == DiagnosticStatus.WARN and values["mode"] == "held" and values["age_ms"] == "1000.000"
+    assert bench.ledger.snapshot() == fused and len(bench.pipeline.asked) == 1
+
+
+def test_a_gate_that_was_not_computed_is_not_held():
+    bench = Bench()
+    bench.subscribed.add("fused")
+    bench.processor.process(bench.job())
+    bench.subscribed.update(TABLE)
+    bench.processor.process(HoldJob())
+    assert not {"gate", "overlay"} & set(bench.sent)
+
+
+def test_a_new_session_holds_nothing_of_the_last():
+    bench = Bench()
+    bench.subscribed.add("fused")
+    bench.processor.process(bench.job())
+    bench.processor.start_session()
+    bench.processor.process(HoldJob())
+    assert bench.sent == ["fused"]
 
 
 def test_a_failure_is_counted_and_kept_in_one_line():

@@ -103,3 +103,17 @@ def test_submitting_from_the_job_itself_does_not_lock_up():
     worker.submit(0)
     assert finished.wait(LONG)
     assert worker.stop(LONG) == []
+
+
+def test_an_offer_replaces_nothing_and_is_replaced_by_a_job(bench):
+    bench.begin("a")
+    assert bench.worker.offer("again") is True
+    assert bench.worker.offer("once more") is False
+    assert bench.worker.submit("b") == "again"
+    assert bench.worker.offer("again") is False
+    bench.end()
+    assert bench.started.acquire(timeout=LONG)
+    bench.end()
+    assert bench.done == ["a", "b"]
+    assert bench.worker.stop(LONG) == []
+    assert bench.worker.offer("late") is False
