@@ -61,3 +61,8 @@ train-full: $(READY) ## the full schedule of models/isfl on a GPU, then its tabl
 	$(BIN)/isfl evaluate --model runs/vehicle/model isfl --out runs/vehicle/evaluation --overwrite --data \
 	    roadscene_val=$(DATA)/MANIFEST.csv:set=roadscene,use=val tno=$(DATA)/MANIFEST.csv:set=tno m3fd=$(DATA)/MANIFEST.csv:set=m3fd \
 	    msrs=$(DATA)/MANIFEST.csv:set=msrs_test,outside=00130..01190
+
+.PHONY: soak
+SOAK ?= runs/soak
+soak: $(READY) ## 20 minutes sustained, 20 overloaded, 200 lifecycle cycles, over real DDS, into SOAK (ARGS='--parts lifecycle --minutes 5')
+	$(BIN)/python -m isfl_ros.benchmarks.soak --out $(SOAK) $(ARGS)

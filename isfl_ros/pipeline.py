@@ -17,9 +17,10 @@ from isfl_ros.backends.choice import IMPLEMENTATION_CHOICES, PRECISION_CHOICES, 
 from isfl_ros.backends.frame import Backend, RawFrame
 from isfl_ros.device import DEVICES
 from isfl_ros.errors import InputError
-from isfl_ros.images import GainControl, GainControlConfig, join_chroma, normalise, to_uint8
+from isfl_ros.images import GainControl, GainControlConfig, join_chroma, to_uint8
 from isfl_ros.network.checkpoint import load_model
 from isfl_ros.network.config import MINIMUM_SIZE
+from isfl_ros.registration import REFERENCES, Alignment, Grid, Registration
 from isfl_ros.resources import resolve_model
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,9 @@ class PipelineConfig:
 
 @dataclass(frozen=True)
 class FusionResult:
-    """One fused picture and what a consumer needs to trust it. H and W are those of the inputs."""
+    """One fused picture and what a consumer needs to trust it. All is in the reference frame: H and W are those of the
+    reference camera's picture, of both inputs where no registration is set.
+    """
 
     luma: np.ndarray
     """(H, W) uint8 fused luma; 0 where neither modality is valid."""
@@ -64,18 +67,15 @@ class FusionResult:
     @functools.cached_property
     def thermal8(self) -> np.ndarray:
         """(H, W) uint8 thermal picture after gain control, as the network saw it; made when first asked for."""
-        frame = self.frame
-        if frame.thermal is None:
-            return np.zeros(frame.size, np.uint8)
-        return to_uint8(normalise(frame.thermal, frame.black, frame.white, valid=frame.thermal_valid))
+        return to_uint8(self.frame.infrared)
 
     @functools.cached_property
     def visible8(self) -> np.ndarray:
-        """(H, W, 3) uint8 RGB visible picture as it came in; black when the modality is missing."""
-        rgb = self.frame.rgb
-        if rgb is None:
+        """(H, W, 3) uint8 RGB visible picture that was fused, black where there is none; made when first asked for."""
+        visible = self.frame.visible
+        if visible is None:
             return np.zeros((*self.frame.size, 3), np.uint8)
-        return rgb if rgb.ndim == 3 else join_chroma(rgb, None)
+        return visible if visible.ndim == 3 else join_chroma(visible, None)
 
 
 class FusionPipeline:
@@ -102,6 +102,7 @@ class FusionPipeline:
         network, self.info = load_model(resolve_model(config.model))
         plan = choose(config.device, config.implementation, config.precision, network)
         self._gain = GainControl(config.gain)
+        self._alignment = Alignment()
         self.has_gates: bool = network.has_gates
         self._backend: Backend | None = make_backend(plan, network)
         self._about = {
@@ -130,13 +131,36 @@ class FusionPipeline:
         """Changes the gain control from the next picture on."""
         self._gain = GainControl(gain)
 
-    def warm_up(self, height: int, width: int) -> None:
-        """Runs two frames of a size, with and without gates, so that the first real one finds memory and primitives ready."""
-        self._run_blank(height, width, 1, gate=False)
-        self._run_blank(height, width, 1, gate=True)
+    def set_registration(self, registration: Registration | None, *, reference: str = REFERENCES[0]) -> None:
+        """From the next picture on, the other camera's picture is warped into the frame of the reference camera.
+
+        A map for new sizes (up to 0.1 s, and a capture on CUDA) is made by the first picture that needs it, or by
+        :meth:`warm_up`. A modality that is missing has the size that it had last, else the one calibrated for.
+
+        Args:
+            registration: None, or of mode ``none``: pictures must have one size.
+            reference: ``rgb`` or ``thermal``.
+
+        Raises:
+            InputError: ``reference`` is unknown.
+        """
+        self._alignment = Alignment(registration, reference=reference)
+
+    def warm_up(self, height: int, width: int, *, other: tuple[int, int] | None = None) -> None:
+        """Runs two frames, with and without gates, so that the first real one finds memory, maps and primitives ready.
+
+        Args:
+            height, width: of the reference camera's pictures (of both, where no registration is set).
+            other: (H, W) of the other camera's pictures; None: those that the registration is for.
+
+        Raises:
+            InputError: the sizes do not fit the registration, or as :meth:`fuse`.
+        """
+        self._run_blank(height, width, 1, gate=False, other=other)
+        self._run_blank(height, width, 1, gate=True, other=other)
 
     def measure(self, height: int, width: int, frames: int = 5) -> float:
-        """Median seconds of a frame of a size, gates included, after one that is not counted."""
+        """Median seconds of a frame of a size, gates included, after one that does not count; sizes as :meth:`warm_up`."""
         return statistics.median(self._run_blank(height, width, frames + 1, gate=True)[1:])
 
     def close(self) -> None:
@@ -155,23 +179,38 @@ class FusionPipeline:
         gate: bool = False,
         stamp_s: float | None = None,
     ) -> FusionResult:
-        """Fuses one registered pair.
+        """Fuses one pair.
 
         Args:
             thermal: (H, W) uint8, uint16 or float32; None when the modality is missing.
             rgb: (H, W, 3) uint8 RGB or (H, W) uint8 grey; None when the modality is missing.
             thermal_valid, rgb_valid: (H, W) bool, True where a pixel can be used; None: everywhere.
+                Each picture has a size of its own where a registration is set; else there is one size.
             gate: whether the gate is wanted. When it is not, it costs nothing on the CPU; on CUDA it is part of the graph and
                 only its download is saved.
             stamp_s: time of the picture in seconds, for smoothed gain control.
 
         Raises:
-            InputError: both are missing, sizes differ or are below 32 pixels, or a kind is unsupported.
+            InputError: both are missing, sizes differ, do not fit the registration or are below 32 pixels (only the
+                reference camera's count, where a registration is set), or a kind is unsupported.
         """
+        return self._fuse(self._alignment, thermal, rgb, thermal_valid, rgb_valid, gate=gate, stamp_s=stamp_s)
+
+    def _fuse(
+        self,
+        alignment: Alignment,
+        thermal: np.ndarray | None,
+        rgb: np.ndarray | None,
+        thermal_valid: np.ndarray | None = None,
+        rgb_valid: np.ndarray | None = None,
+        *,
+        gate: bool,
+        stamp_s: float | None = None,
+    ) -> FusionResult:
         if self._backend is None:
             raise InputError("the pipeline is closed", do="make a new one")
         start = time.perf_counter()
-        check_pair(thermal, rgb, thermal_valid, rgb_valid)
+        grid = check_pair(thermal, rgb, thermal_valid, rgb_valid, alignment=alignment)
         black, white = 0.0, 255.0
         if thermal is not None:
             black, white, thermal_valid = self._gain.limits(thermal, valid=thermal_valid, stamp_s=stamp_s)
@@ -182,6 +221,8 @@ class FusionPipeline:
             thermal_valid=None if thermal is None else thermal_valid,
             rgb=rgb,
             rgb_valid=None if rgb is None else rgb_valid,
+            warped=None if grid is None else alignment.other,
+            grid=grid,
         )
         gained = time.perf_counter()
         fused = self._backend.fuse(frame, gate=gate)
@@ -193,23 +234,29 @@ class FusionPipeline:
             luma=fused.luma,
             rgb=fused.rgb,
             gate=fused.gate,
-            valid=_valid_somewhere(frame),
-            valid_fraction={
-                "thermal": _fraction(frame.thermal, frame.thermal_valid),
-                "rgb": _fraction(frame.rgb, frame.rgb_valid),
-            },
+            valid=frame.valid,
+            valid_fraction={modality: frame.valid_fraction(modality) for modality in ("thermal", "rgb")},
             stages_ms=stages,
             device=fused.device,
             frame=frame,
         )
 
-    def _run_blank(self, height: int, width: int, frames: int, *, gate: bool) -> list[float]:
-        thermal = np.full((height, width), 90, np.uint8)
-        rgb = np.full((height, width, 3), 60, np.uint8)
+    def _run_blank(
+        self, height: int, width: int, frames: int, *, gate: bool, other: tuple[int, int] | None = None
+    ) -> list[float]:
+        # An alignment of its own: these are no sizes to remember. Its maps are those of the registration.
+        current = self._alignment
+        alignment = Alignment(current.registration, reference=current.reference)
+        shapes = {
+            alignment.reference: (height, width),
+            alignment.other: other or alignment.registration.from_shape or (height, width),
+        }
+        thermal = np.full(shapes["thermal"], 90, np.uint8)
+        rgb = np.full((*shapes["rgb"], 3), 60, np.uint8)
         seconds = []
         for _ in range(frames):
             start = time.perf_counter()
-            self.fuse(thermal, rgb, gate=gate)
+            self._fuse(alignment, thermal, rgb, gate=gate)
             seconds.append(time.perf_counter() - start)
         return seconds
 
@@ -219,11 +266,13 @@ def check_pair(
     rgb: np.ndarray | None,
     thermal_valid: np.ndarray | None = None,
     rgb_valid: np.ndarray | None = None,
-) -> tuple[int, int]:
-    """Height and width of what :meth:`FusionPipeline.fuse` is given.
+    *,
+    alignment: Alignment,
+) -> Grid | None:
+    """The map for what :meth:`FusionPipeline.fuse` is given, None where nothing is warped; ``alignment`` remembers it.
 
     Raises:
-        InputError: both pictures are missing, sizes differ or are below 32 pixels, or a mask is of another kind.
+        InputError: as :meth:`FusionPipeline.fuse`; then nothing is remembered.
     """
     named = {"thermal": thermal, "rgb": rgb, "thermal_valid": thermal_valid, "rgb_valid": rgb_valid}
     given = {name: picture for name, picture in named.items() if picture is not None}
@@ -239,32 +288,18 @@ def check_pair(
                 expected=" or ".join(np.dtype(kind).name for kind in kinds) + (", 3 channels or none" if name == "rgb" else ""),
                 got=f"{picture.shape} {picture.dtype}",
             )
-    sizes = {name: picture.shape[:2] for name, picture in given.items()}
-    if len(set(sizes.values())) != 1:
-        raise InputError(
-            "sizes differ",
-            expected="one size (registration comes first)",
-            got=", ".join(f"{name} {w}x{h}" for name, (h, w) in sizes.items()),
-        )
-    height, width = next(iter(sizes.values()))
+    shapes = {name: picture.shape[:2] for name, picture in given.items()}
+    for name in ("thermal", "rgb"):
+        mask = f"{name}_valid"
+        if name in shapes and shapes.get(mask, shapes[name]) != shapes[name]:
+            raise InputError(
+                "sizes differ",
+                expected="a mask of its picture's size",
+                got=", ".join(f"{key} {shapes[key][1]}x{shapes[key][0]}" for key in (name, mask)),
+            )
+    grid = alignment.grid(thermal=shapes.get("thermal"), rgb=shapes.get("rgb"))
+    height, width = grid.shape if grid is not None else shapes["rgb" if thermal is None else "thermal"]
     if min(height, width) < MINIMUM_SIZE:
         raise InputError("picture too small", expected=f"width and height >= {MINIMUM_SIZE}", got=f"{width}x{height}")
-    return height, width
-
-
-def _fraction(picture: np.ndarray | None, valid: np.ndarray | None) -> float:
-    if picture is None:
-        return 0.0
-    return 1.0 if valid is None else float(valid.mean())
-
-
-def _valid_somewhere(frame: RawFrame) -> np.ndarray | None:
-    """(H, W) bool, where at least one modality is valid; None: everywhere."""
-    masks = [
-        valid
-        for picture, valid in ((frame.thermal, frame.thermal_valid), (frame.rgb, frame.rgb_valid))
-        if picture is not None
-    ]
-    if any(mask is None for mask in masks):
-        return None
-    return np.logical_or.reduce(masks)
+    alignment.keep(grid)
+    return grid

@@ -58,6 +58,11 @@ ARGUMENTS = [
         choices=["", *YES_NO],
         description="Configure and activate at start; false leaves that to a lifecycle manager; empty: params_file's.",
     ),
+    DeclareLaunchArgument(
+        "enclave",
+        default_value="",
+        description="Security enclave of the node, see docs/security.md; empty: none of its own.",
+    ),
 ]
 
 
@@ -82,6 +87,7 @@ def make_nodes(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     for stream in ("thermal", "rgb"):
         topic = value[f"{stream}_topic"]
         remappings += [(f"{stream}/image_raw", topic), (f"{stream}/camera_info", beside(topic, "camera_info"))]
+    enclave = ["--enclave", value["enclave"]] if value["enclave"] else []
     nodes = [
         Node(
             package="isfl_ros",
@@ -90,7 +96,7 @@ def make_nodes(context: LaunchContext) -> list[LaunchDescriptionEntity]:
             namespace=value["namespace"],
             parameters=[value["params_file"], parameters],
             remappings=remappings,
-            ros_arguments=["--log-level", value["log_level"]],
+            ros_arguments=["--log-level", value["log_level"], *enclave],
             output="screen",
         )
     ]

@@ -1,8 +1,8 @@
 """Who runs a network, on which device, in which precision: the choice with its reasons, and one class for each way.
 
 ``choice`` decides. ``host``: numpy pictures, the network in torch or OpenVINO on the CPU. ``cuda``: pictures uploaded,
-fused and downloaded on a stream, as one CUDA graph a size. ``fallback``: what goes on when a CUDA device fails. ``trial``:
-what was chosen automatically is tried on a small picture before it is trusted.
+warped, fused and downloaded on a stream, as one CUDA graph a layout. ``fallback``: what goes on when a CUDA device
+fails. ``trial``: what was chosen automatically is tried on a small picture before it is trusted.
 """
 
 from isfl_ros.backends.choice import Plan, choose

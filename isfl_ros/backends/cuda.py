@@ -1,4 +1,4 @@
-"""CUDA: pictures go up, are fused and come down on one stream, the work between as one graph a size."""
+"""CUDA: pictures go up, are fused and come down on one stream, the work between as one graph a layout."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import nn
 
 from isfl_ros.backends.choice import Plan
 from isfl_ros.backends.device_frame import DeviceFrame
-from isfl_ros.backends.frame import FusedFrame, RawFrame
+from isfl_ros.backends.frame import FusedFrame, Layout, RawFrame
 from isfl_ros.backends.recently_used import RecentlyUsed
 
 GRAPHS_KEPT = 4
-"""Picture sizes whose graphs are kept; the one not used for longest goes first."""
+"""Layouts (picture sizes and the map of a registration) whose graphs are kept; the one unused for longest goes first."""
 _WARM_UP_RUNS = 3  # before capture: libraries choose their algorithms, kernels are compiled, memory is found
 
 
@@ -66,12 +66,12 @@ class CudaBackend:
         self._stream = torch.cuda.Stream(self._device)
         # Graphs are replayed one after the other and their results leave them at once: one working set serves them all.
         self._pool = torch.cuda.graph_pool_handle()
-        self._captured: RecentlyUsed[tuple[int, int], _Captured] = RecentlyUsed(GRAPHS_KEPT, self._capture)
+        self._captured: RecentlyUsed[Layout, _Captured] = RecentlyUsed(GRAPHS_KEPT, self._capture)
 
     @torch.inference_mode()  # also where the caller's first picture is in that mode and the second is not
     def fuse(self, frame: RawFrame, *, gate: bool) -> FusedFrame:
-        """See :class:`~isfl_ros.backends.frame.Backend`. Colour arithmetic on the device counts as ``network``."""
-        captured = self._captured[frame.size]
+        """See :class:`~isfl_ros.backends.frame.Backend`. Warping and colour arithmetic count as ``network``."""
+        captured = self._captured[frame.layout]
         start = time.perf_counter()
         captured.frame.stage(frame)
         staged = time.perf_counter()
@@ -101,11 +101,11 @@ class CudaBackend:
             device="cuda",
         )
 
-    def _capture(self, size: tuple[int, int]) -> _Captured:
+    def _capture(self, layout: Layout) -> _Captured:
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         # A capture that fails does not put the stream back: this does.
         with torch.cuda.stream(self._stream), float32_arithmetic(self.plan.precision):
-            frame = DeviceFrame(self._network, size, device=self._device)
+            frame = DeviceFrame(self._network, layout, device=self._device)
             for _ in range(_WARM_UP_RUNS):
                 frame.compute()
             self._stream.synchronize()

@@ -1,4 +1,4 @@
-"""Preprocessing, network and postprocessing of one picture size as torch operations over fixed memory.
+"""Preprocessing, network and postprocessing of one layout as torch operations over fixed memory.
 
 Everything a picture needs goes to the device in one copy and comes back in one. Nothing is allocated by the caller and no
 operation depends on the content of a picture, so the whole of :meth:`DeviceFrame.compute` can be captured as a CUDA graph.
@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from isfl_ros.backends.frame import RawFrame
+from isfl_ros.backends.frame import Layout, RawFrame
 from isfl_ros.images import luma_tensor, mask_invalid, normalise_tensor, recolour_tensor, to_uint8_tensor
 from isfl_ros.network.model import mean_gate
+from isfl_ros.registration import warp_tensor
 
 _ALIGNMENT = 256  # bytes, of every array in the shared memory: wide loads want it
 
@@ -46,11 +47,11 @@ class _Arena:
 
 
 class DeviceFrame:
-    """Memory and program of one picture size.
+    """Memory and program of one layout: a picture size and, where one picture is warped, its map.
 
     Args:
         network: of :func:`~isfl_ros.network.model.for_inference`, on ``device``.
-        size: (H, W).
+        layout: of the frames that it is for.
         device: where it runs.
 
     One program serves thermal pictures of every depth, with and without the gate: a camera that dies, or a viewer that
@@ -60,18 +61,20 @@ class DeviceFrame:
     :meth:`result`.
     """
 
-    def __init__(self, network: nn.Module, size: tuple[int, int], *, device: torch.device):
+    def __init__(self, network: nn.Module, layout: Layout, *, device: torch.device):
         self._network = network
-        self._size = size
+        self._layout = layout
+        self._grid = None if layout.grid is None else layout.grid.tensors(device)
+        size, rgb, thermal = layout.size, layout.shape("rgb"), layout.shape("thermal")
         self._inputs = _Arena(
             {
-                "rgb": ((*size, 3), torch.uint8),
-                "thermal": (size, torch.float32),
+                "rgb": ((*rgb, 3), torch.uint8),
+                "thermal": (thermal, torch.float32),
                 "range": ((2,), torch.float32),  # black, 1 / (white - black)
             },
             device,
         )
-        self._masks = _Arena({"rgb_valid": (size, torch.bool), "thermal_valid": (size, torch.bool)}, device)
+        self._masks = _Arena({"rgb_valid": (rgb, torch.bool), "thermal_valid": (thermal, torch.bool)}, device)
         self._masks_on_device: tuple[bool, bool] | None = None  # whole values of both masks; None: pixel by pixel, or unknown
         self._masks_changed = True
         self._outputs = _Arena({"rgb": ((*size, 3), torch.uint8), "luma": (size, torch.uint8)}, device)
@@ -116,6 +119,10 @@ class DeviceFrame:
         rgb, thermal, limits = (self._inputs.on_device(name) for name in ("rgb", "thermal", "range"))
         rgb_valid, thermal_valid = (self._masks.on_device(name) for name in ("rgb_valid", "thermal_valid"))
         infrared = normalise_tensor(thermal, limits[0], limits[1], thermal_valid)
+        if self._layout.warped == "thermal":
+            infrared, thermal_valid = warp_tensor(infrared, self._grid, valid=thermal_valid)
+        elif self._layout.warped == "rgb":
+            rgb, rgb_valid = warp_tensor(rgb, self._grid, valid=rgb_valid)
         luma = luma_tensor(rgb)
         visible = mask_invalid(luma.to(torch.float32) * (1.0 / 255.0), rgb_valid)
         fused, gates = self._network(visible[None, None], infrared[None, None], return_gates=True)
@@ -124,7 +131,7 @@ class DeviceFrame:
         self._outputs.on_device("luma").copy_(fused_luma)
         self._outputs.on_device("rgb").copy_(recolour_tensor(fused_luma, rgb, luma, rgb_valid))
         if self._gate is not None:
-            self._gate.on_device("gate").copy_(mean_gate(gates, self._size)[0, 0])
+            self._gate.on_device("gate").copy_(mean_gate(gates, self._layout.size)[0, 0])
 
     def download(self, *, gate: bool) -> None:
         """Queues the copy back, with the mean gate where it is asked for and there is one."""

@@ -35,23 +35,21 @@ class HostBackend:
         """See :class:`~isfl_ros.backends.frame.Backend`."""
         start = time.perf_counter()
         torch.set_flush_denormal(True)  # a property of the calling thread
-        if frame.thermal is None:
-            infrared = np.zeros(frame.size, np.float32)
-        else:
-            infrared = normalise(frame.thermal, frame.black, frame.white, valid=frame.thermal_valid)
-        if frame.rgb is None:
+        infrared = frame.infrared
+        if frame.visible is None:
             luma, chroma = np.zeros(frame.size, np.uint8), None
         else:
-            luma, chroma = split_luma(frame.rgb)
-        visible = normalise(luma, 0.0, 255.0, valid=frame.rgb_valid)
+            luma, chroma = split_luma(frame.visible)
+        # A warped picture is 0 where it is invalid: it has neither luma nor chroma there.
+        rgb_valid = None if frame.warped == "rgb" else frame.rgb_valid
+        visible = normalise(luma, 0.0, 255.0, valid=rgb_valid)
         prepared = time.perf_counter()
         fused, mean = self._network(visible, infrared, gate)
         computed = time.perf_counter()
         fused_luma = to_uint8(fused)
-        if frame.thermal_valid is not None or frame.rgb_valid is not None:
-            nothing = _invalid(frame.thermal, frame.thermal_valid) & _invalid(frame.rgb, frame.rgb_valid)
-            fused_luma[np.broadcast_to(nothing, frame.size)] = 0
-        rgb = join_chroma(fused_luma, chroma, valid=frame.rgb_valid)
+        if frame.valid is not None:
+            fused_luma[~frame.valid] = 0
+        rgb = join_chroma(fused_luma, chroma, valid=rgb_valid)
         done = time.perf_counter()
         return FusedFrame(
             luma=fused_luma,
@@ -68,12 +66,6 @@ class HostBackend:
     def close(self) -> None:
         """See :class:`~isfl_ros.backends.frame.Backend`."""
         self._network = None
-
-
-def _invalid(picture: np.ndarray | None, valid: np.ndarray | None) -> np.ndarray:
-    if picture is None:
-        return np.True_
-    return np.False_ if valid is None else ~valid
 
 
 class TorchNetwork:

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from isfl_ros.errors import InputError
-from isfl_ros.io.staging import staged_folder
 
-HELP = "score models, baselines and fused pictures over sets of pairs: tables, per-image values, picture sheets"
+if TYPE_CHECKING:
+    from isfl_ros.evaluation.predict import KeptMethod
+    from isfl_ros.evaluation.sets import PairSet
+
+HELP = "score models, baselines and fused pictures over sets of pairs: tables, intervals, per-image values, HTML report"
+
+_log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,9 +38,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
     parser.add_argument(
-        "--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="scoring processes (default: %(default)s)"
+        "--predictions", type=Path, metavar="DIR",
+        help="score the pictures kept in DIR (OUT/predictions of an earlier evaluation) and fuse nothing; --baseline"
+        " and --model then choose among them (default: all), and a model must have the weights that made them",
+    )
+    parser.add_argument(
+        "--reference", metavar="NAME", help="row that the others are compared with (default: laplacian, else the first)"
+    )
+    parser.add_argument(
+        "--bad-pairs", choices=("refuse", "skip"), default="refuse",
+        help="pairs that cannot be used (unpaired, unreadable, of two sizes or depths, not fused by everybody): refuse"
+        " the run, or leave them out for every method, which the tables say (default: %(default)s)",
     )
     parser.add_argument("--labels", action="store_true", help="refuse a pair without label picture (person contrast)")
+    parser.add_argument("--resamples", type=int, metavar="N", help="bootstrap draws (default: 10000)")
+    parser.add_argument("--seed", type=int, metavar="N", help="of the bootstrap (default: 0)")
+    parser.add_argument("--no-html", action="store_true", help="no report.html, and then no need of matplotlib")
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="scoring processes (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on in --out: pictures that are kept there are not fused again"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier evaluation in --out")
 
 
@@ -44,42 +70,131 @@ def run(args: argparse.Namespace) -> int:
         InputError: anything named on the command line is missing, unreadable or ambiguous.
     """
     # Imported here: the other verbs need not wait for torch.
-    from isfl_ros.evaluation import predict, report
-    from isfl_ros.evaluation.baselines import BASELINES
+    from isfl_ros.benchmarks.environment import describe_environment
+    from isfl_ros.evaluation import report, scoring
+    from isfl_ros.evaluation.compare import BootstrapConfig
+    from isfl_ros.evaluation.plots import require_matplotlib
+    from isfl_ros.evaluation.sets import read_set
 
     if args.jobs < 1:
         raise InputError("--jobs out of range", expected="at least 1", got=str(args.jobs))
-    sets = [predict.read_set(spec) for spec in args.data]
+    given = {"resamples": args.resamples, "seed": args.seed}
+    bootstrap = BootstrapConfig(**{name: value for name, value in given.items() if value is not None})
+    if not args.no_html:
+        require_matplotlib()
+    report.check_out(args.out, overwrite=args.overwrite, resume=args.resume)
+    sets = [read_set(spec) for spec in args.data]
     _refuse_twice("set", [pair_set.name for pair_set in sets])
-    for pair_set in sets:
-        unlabelled = [pair.stem for pair in pair_set.pairs if pair.label is None]
-        if args.labels and unlabelled:
-            raise InputError(
-                f"{pair_set.name}: {unlabelled[0]} has no label picture", got=f"{len(unlabelled)} without label",
-                do="leave out --labels, or this set",
-            )
+    _check_labels(sets, wanted=args.labels)
+    environment = describe_environment()
+    if args.predictions is None:
+        sets, kept = _fuse(args, sets, environment)
+    else:
+        sets, kept = _find_kept(args, sets)
+    predictions = args.predictions or args.out / report.PREDICTIONS
+    evaluation = report.Evaluation(
+        scores=scoring.score_predictions(list(kept), sets, predictions, jobs=args.jobs),
+        sets=sets,
+        kept=kept,
+        predictions=predictions,
+        reference=_reference(args.reference, list(kept)),
+        bootstrap=bootstrap,
+        environment=environment,
+    )
+    print(report.write_report(args.out, evaluation, with_html=not args.no_html))
+    print(f"written: {args.out}")
+    return 0
+
+
+def _fuse(
+    args: argparse.Namespace, sets: list[PairSet], environment: dict
+) -> tuple[list[PairSet], dict[str, KeptMethod]]:
+    from isfl_ros.benchmarks.timing import take_turns, wall_clock
+    from isfl_ros.evaluation import methods as rows
+    from isfl_ros.evaluation import predict, report
+    from isfl_ros.evaluation.baselines import BASELINES
+
     with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(staged_folder(args.out, marker=report.SUMMARY_JSON, overwrite=args.overwrite))
-        models = [predict.Model(*_named(text, needs_name=False)) for text in args.model]
+        models = [rows.Model(*_named(text, needs_name=False)) for text in args.model]
         for model in models:
             stack.callback(model.close)
-        methods: list[predict.Method] = [
-            *(predict.Baseline(name) for name in args.baseline or BASELINES),
-            *(predict.FusedPictures(*_named(text, needs_name=True), sets) for text in args.images),
+        methods: list[rows.Method] = [
+            *(rows.Baseline(name) for name in args.baseline or BASELINES),
+            *(rows.FusedPictures(*_named(text, needs_name=True), sets) for text in args.images),
             *models,
         ]
         names = [method.name for method in methods]
         _refuse_twice("method", names)
-        costs = {
-            model.name: report.ModelReport(complexity=model.complexity(), description=model.description)
-            for model in models
-        }
-        predict.predict(methods, sets, folder / "predictions")
-        scores = report.score_predictions(names, sets, folder / "predictions", jobs=args.jobs)
-        text = report.write_report(folder, scores, sets, names, costs)
-    print(text)
-    print(f"written: {args.out}")
-    return 0
+        _reference(args.reference, names)
+        sets = _usable(args, sets, [method.problem for method in methods])
+        # Nothing was written before this line: what is refused leaves everything as it was.
+        if args.overwrite:
+            report.clear(args.out)
+        kept = predict.predict(methods, sets, args.out / report.PREDICTIONS)
+        cpu = environment["cpu"]
+        when_and_where = f"{environment['date']}, {cpu['name']}, {cpu['usable_cores']} cores"
+        # A frame of each in turn, so that a drift of the machine meets all alike.
+        frames, warm_up = rows.LATENCY_FRAMES, rows.LATENCY_WARM_UP
+        samples_ms = take_turns(rows.timed(methods), wall_clock, frames=frames, warm_up=warm_up)
+        costs = rows.complexity(methods, samples_ms, run=when_and_where)
+        for method in methods:
+            kept[method.name].record(method.description, costs.get(method.name))
+    return sets, kept
+
+
+def _find_kept(args: argparse.Namespace, sets: list[PairSet]) -> tuple[list[PairSet], dict[str, KeptMethod]]:
+    from isfl_ros.evaluation.methods import weights_digest
+    from isfl_ros.evaluation.predict import kept_methods
+
+    if args.images:
+        raise InputError("--images and --predictions contradict each other", do="kept pictures are scored as they are")
+    kept = {method.name: method for method in kept_methods(args.predictions)}
+    models = dict(_named(text, needs_name=False) for text in args.model)
+    wanted = [*(args.baseline or []), *models] or list(kept)
+    _refuse_twice("method", wanted)
+    for name in wanted:
+        if name not in kept:
+            raise InputError(f"{args.predictions} holds no pictures of {name!r}", expected=f"one of {', '.join(kept)}")
+    for name, model in models.items():
+        kept[name].check_identity({"kind": "model", "weights": weights_digest(model)})
+    kept = {name: kept[name] for name in wanted}
+    _reference(args.reference, wanted)
+    return _usable(args, sets, [method.problem for method in kept.values()]), kept
+
+
+def _usable(args: argparse.Namespace, sets: list[PairSet], checks: list) -> list[PairSet]:
+    """What can be evaluated; everything that cannot is refused, or named and left out."""
+    from isfl_ros.evaluation.sets import count_by_cause, examine, refuse, refuse_empty
+
+    sets = examine(sets, checks, jobs=args.jobs)
+    if args.bad_pairs == "refuse":
+        refuse(sets)
+    refuse_empty(sets)
+    for pair_set in sets:
+        for item in pair_set.left_out:
+            _log.warning("left out: %s/%s (%s): %s", item.set, item.stem, item.cause, item.why)
+        if pair_set.left_out:
+            count, counted = len(pair_set.left_out), count_by_cause(pair_set.left_out)
+            _log.warning("%s: %d of %d pairs left out (%s)", pair_set.name, count, pair_set.total, counted)
+    return sets
+
+
+def _check_labels(sets: list[PairSet], *, wanted: bool) -> None:
+    for pair_set in sets:
+        unlabelled = [pair.stem for pair in pair_set.pairs if pair.label is None]
+        if wanted and unlabelled:
+            raise InputError(
+                f"{pair_set.name}: {unlabelled[0]} has no label picture", got=f"{len(unlabelled)} without label",
+                do="leave out --labels, or this set",
+            )
+
+
+def _reference(asked: str | None, names: list[str]) -> str:
+    if asked is None:
+        return "laplacian" if "laplacian" in names else names[0]
+    if asked not in names:
+        raise InputError("--reference is no row of the table", expected=f"one of {', '.join(names)}", got=repr(asked))
+    return asked
 
 
 def _named(text: str, *, needs_name: bool) -> tuple[str, str]:

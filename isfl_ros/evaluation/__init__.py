@@ -1,5 +1,6 @@
-"""Evaluation of fused pictures: metrics, free baselines, person contrast, prediction and report.
+"""Evaluation of fused pictures: metrics, free baselines, person contrast, paired comparison and report.
 
 Two loops: :mod:`~isfl_ros.evaluation.predict` fuses every pair once and keeps the pictures,
-:mod:`~isfl_ros.evaluation.report` scores what was kept.
+:mod:`~isfl_ros.evaluation.scoring` scores what was kept. ``sets`` says which pairs can be used, ``methods`` what makes
+the rows, ``compare`` what the scores mean, ``report`` writes it down (``tables``, ``sheets``, ``plots``, ``page``).
 """

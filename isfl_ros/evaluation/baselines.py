@@ -71,3 +71,6 @@ BASELINES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "infrared": infrared_only,
     "visible": visible_only,
 }
+
+SOURCES = ("infrared", "visible")
+"""Baselines that are a source itself: shown in the tables, never the best of them."""

@@ -79,14 +79,15 @@ def _sobel(image: Levels, border: int) -> tuple[Levels, Levels]:
     return right, -below
 
 
-def _angle(sx: Levels, sy: Levels, where_flat: float) -> Levels:
-    """atan(sy / sx); pi / 2 where only sx is 0, `where_flat` where both are."""
-    vertical = np.where(sy == 0, where_flat, np.pi / 2)
-    return np.where(sx == 0, vertical, np.arctan(sy / np.where(sx == 0, 1, sx)))
+def _angle(sx: Levels, sy: Levels) -> Levels:
+    """atan(sy / sx); pi / 2 where sx is 0."""
+    slope = np.full(sx.shape, np.inf)
+    return np.arctan(np.divide(sy, sx, out=slope, where=sx != 0), out=slope)
 
 
-def _sigmoid(x: Levels, steepness: float, centre: float) -> Levels:
-    return 1 / (1 + np.exp(-steepness * (x - centre)))
+def _inverse_sigmoid(x: Levels, steepness: float, centre: float) -> Levels:
+    """1 / sigmoid."""
+    return 1 + np.exp(steepness * (centre - x))
 
 
 def edge_preservation(f: Levels, a: Levels, b: Levels) -> float:
@@ -94,18 +95,18 @@ def edge_preservation(f: Levels, a: Levels, b: Levels) -> float:
 
     def edges(image: Levels) -> tuple[Levels, Levels]:
         sx, sy = _sobel(image, cv2.BORDER_CONSTANT)
-        return np.hypot(sx, sy), _angle(sx, sy, where_flat=np.pi / 2)
+        return cv2.magnitude(sx, sy), _angle(sx, sy)
 
     strength_f, angle_f = edges(f)
     kept = total = 0.0
     for source in (a, b):
         strength, angle = edges(source)
-        smaller, larger = np.minimum(strength, strength_f), np.maximum(strength, strength_f)
+        larger = np.maximum(strength, strength_f)
         # Where the strengths are equal the original takes the strength itself, not 1.
-        change = np.where(smaller == larger, strength, smaller / np.where(larger == 0, 1, larger))
+        change = np.divide(np.minimum(strength, strength_f), larger, out=strength.copy(), where=strength != strength_f)
         turn = 1 - np.abs(angle - angle_f) / (np.pi / 2)
-        quality = 0.9994 * _sigmoid(change, 15, 0.5) * 0.9879 * _sigmoid(turn, 22, 0.8)
-        kept += (quality * strength).sum()
+        inverse = _inverse_sigmoid(change, 15, 0.5) * _inverse_sigmoid(turn, 22, 0.8)
+        kept += 0.9994 * 0.9879 * (strength / inverse).sum()
         total += strength.sum()
     return _ratio(kept, total)
 
@@ -113,25 +114,31 @@ def edge_preservation(f: Levels, a: Levels, b: Levels) -> float:
 def edge_artefacts(f: Levels, a: Levels, b: Levels) -> float:
     """Nabf: edges of F that are in neither source (Shreyamsha Kumar, 2013)."""
 
-    def edges(image: Levels) -> tuple[Levels, Levels]:
-        sx, sy = (s / 8 for s in _sobel(image, cv2.BORDER_REFLECT_101))
-        return np.hypot(sx, sy), _angle(sx, sy, where_flat=0.0)
+    def edges(image: Levels) -> tuple[Levels, Levels, Levels]:
+        sx, sy = _sobel(image, cv2.BORDER_REFLECT_101)
+        # Not hypot, whose last bit can differ between (x, y) and (y, x): equal strengths have to compare as equal.
+        return (cv2.magnitude(sx, sy) / 8).ravel(), sx.ravel(), sy.ravel()
 
-    strength_f, angle_f = edges(f)
-    new_edge = np.ones(f.shape, bool)
-    lost = np.zeros_like(f)
-    total = 0.0
-    for source in (a, b):
-        strength, angle = edges(source)
-        new_edge &= strength_f > strength
-        larger = np.maximum(strength, strength_f)
-        change = np.minimum(strength, strength_f) / np.where(larger == 0, 1, larger)
-        turn = np.abs(np.abs(angle - angle_f) - np.pi / 2) / (np.pi / 2)
-        quality = np.sqrt(0.9999 * _sigmoid(change, 19, 0.5) * 0.9995 * _sigmoid(turn, 22, 0.5))
-        weight = np.where(strength >= 2, strength * np.sqrt(strength), 0)
-        lost += (1 - quality) * weight
-        total += weight.sum()
-    return _ratio(lost[new_edge].sum(), total)
+    def angle_there(sx: Levels, sy: Levels) -> Levels:
+        x, y = sx[new_edge], sy[new_edge]
+        return np.where((x == 0) & (y == 0), 0, _angle(x, y))
+
+    def weigh(strength: Levels) -> Levels:
+        return np.where(strength >= 2, strength * np.sqrt(strength), 0)
+
+    strength_f, *slopes_f = edges(f)
+    sources = [edges(source) for source in (a, b)]
+    # Only these pixels are summed, often a small part of the picture.
+    new_edge = np.flatnonzero((strength_f > sources[0][0]) & (strength_f > sources[1][0]))
+    new_f, angle_f = strength_f[new_edge], angle_there(*slopes_f)
+    lost = total = 0.0
+    for strength, *slopes in sources:
+        there = strength[new_edge]
+        turn = np.abs(np.abs(angle_there(*slopes) - angle_f) - np.pi / 2) / (np.pi / 2)
+        inverse = _inverse_sigmoid(there / new_f, 19, 0.5) * _inverse_sigmoid(turn, 22, 0.5)
+        lost += ((1 - np.sqrt(0.9999 * 0.9995 / inverse)) * weigh(there)).sum()
+        total += weigh(strength).sum()
+    return _ratio(lost, total)
 
 
 def _entropy_of_counts(counts: NDArray[np.int64]) -> float:
@@ -169,21 +176,22 @@ def _blur(image: Levels, size: int, sigma: float) -> Levels:
     return cv2.sepFilter2D(image, cv2.CV_64F, window, window)[margin:-margin, margin:-margin]
 
 
-def _local_moments(x: Levels, y: Levels, size: int, sigma: float) -> tuple[Levels, Levels, Levels, Levels, Levels]:
-    """Windowed mean x, mean y, variance x, variance y, covariance."""
-    mean_x, mean_y = _blur(x, size, sigma), _blur(y, size, sigma)
-    var_x = _blur(x * x, size, sigma) - mean_x * mean_x
-    var_y = _blur(y * y, size, sigma) - mean_y * mean_y
-    return mean_x, mean_y, var_x, var_y, _blur(x * y, size, sigma) - mean_x * mean_y
+def _mean_and_variance(x: Levels, size: int, sigma: float) -> tuple[Levels, Levels]:
+    """Windowed mean and variance."""
+    mean = _blur(x, size, sigma)
+    return mean, _blur(x * x, size, sigma) - mean * mean
 
 
 def structural_similarity(f: Levels, a: Levels, b: Levels) -> float:
     """SSIM, summed over the two sources: 11x11 Gaussian, sigma 1.5, L = 255, valid windows (Wang et al., 2004)."""
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    mean_f, var_f = _mean_and_variance(f, 11, 1.5)
 
     def similarity(source: Levels) -> float:
-        mean_s, mean_f, var_s, var_f, cov = _local_moments(source, f, 11, 1.5)
-        luminance = (2 * mean_s * mean_f + c1) / (mean_s**2 + mean_f**2 + c1)
+        mean_s, var_s = _mean_and_variance(source, 11, 1.5)
+        product = mean_s * mean_f
+        cov = _blur(source * f, 11, 1.5) - product
+        luminance = (2 * product + c1) / (mean_s * mean_s + mean_f * mean_f + c1)
         return float((luminance * (2 * cov + c2) / (var_s + var_f + c2)).mean())
 
     return similarity(a) + similarity(b)
@@ -191,29 +199,36 @@ def structural_similarity(f: Levels, a: Levels, b: Levels) -> float:
 
 def visual_information_fidelity(f: Levels, a: Levels, b: Levels) -> float:
     """VIF, pixel domain, four scales, summed over the two sources (Sheikh and Bovik, 2006); 0 for a constant source."""
-    return _pixel_vif(a, f) + _pixel_vif(b, f)
-
-
-def _pixel_vif(source: Levels, fused: Levels) -> float:
-    tiny, noise = 1e-10, 2.0  # the thresholds and the sigma_n^2 of the authors' vifp_mscale
-    in_fused = in_source = 0.0
+    in_fused, in_source = np.zeros(2), np.zeros(2)
+    sources = [a, b]
     for scale, size in enumerate((17, 9, 5, 3)):
         sigma = size / 5
         if scale:
-            source, fused = (_blur(image, size, sigma)[::2, ::2] for image in (source, fused))
-        _, _, var_s, var_f, cov = _local_moments(source, fused, size, sigma)
-        var_s, var_f = np.maximum(var_s, 0), np.maximum(var_f, 0)
-        # fused = gain * source + residual, window by window
-        gain = cov / (var_s + tiny)
-        residual = var_f - gain * cov
-        flat_s, flat_f = var_s < tiny, var_f < tiny
-        residual = np.where(flat_s | (gain < 0), var_f, residual)
-        residual = np.where(flat_f, 0, residual)
-        gain = np.where(flat_s | flat_f | (gain < 0), 0, gain)
-        var_s = np.where(flat_s, 0, var_s)
-        in_fused += np.log10(1 + gain * gain * var_s / (np.maximum(residual, tiny) + noise)).sum()
-        in_source += np.log10(1 + var_s / noise).sum()
-    return _ratio(in_fused, in_source)
+            f, *sources = (np.ascontiguousarray(_blur(image, size, sigma)[::2, ::2]) for image in (f, *sources))
+        mean_f, var_f = _mean_and_variance(f, size, sigma)
+        var_f = np.maximum(var_f, 0)
+        for k, source in enumerate(sources):
+            mean_s, var_s = _mean_and_variance(source, size, sigma)
+            cov = _blur(source * f, size, sigma) - mean_s * mean_f
+            of_fused, of_source = _information(np.maximum(var_s, 0), var_f, cov)
+            in_fused[k] += of_fused
+            in_source[k] += of_source
+    return sum(_ratio(kept, total) for kept, total in zip(in_fused, in_source))
+
+
+def _information(var_s: Levels, var_f: Levels, cov: Levels) -> tuple[float, float]:
+    """Information about the source in the fused picture, and in the source, at one scale (in an unimportant unit)."""
+    tiny, noise = 1e-10, 2.0  # the thresholds and the sigma_n^2 of the authors' vifp_mscale
+    # fused = gain * source + residual, window by window
+    gain = cov / (var_s + tiny)
+    residual = var_f - gain * cov
+    flat_s, flat_f, against = var_s < tiny, var_f < tiny, gain < 0
+    np.copyto(residual, var_f, where=flat_s | against)
+    residual[flat_f] = 0
+    gain[flat_s | flat_f | against] = 0
+    var_s = np.where(flat_s, 0, var_s)
+    in_fused = np.log1p(gain * gain * var_s / (np.maximum(residual, tiny) + noise)).sum()
+    return in_fused, np.log1p(var_s / noise).sum()
 
 
 def sum_of_correlations_of_differences(f: Levels, a: Levels, b: Levels) -> float:

@@ -1,218 +1,41 @@
 """First loop of the evaluation: fuse every pair of every set once, with every method, and keep the pictures.
 
-What is kept is the 8-bit fused luma, one PNG a pair: ``<predictions>/<method>/<set>/<stem>.png``.
+What is kept, so that it can be scored again without the models, and so that an interrupted run goes on where it was::
+
+    <predictions>/<method>/method.json                     who made the pictures: identity, description, cost
+    <predictions>/<method>/kept.jsonl                      one line a picture: of which sources it is
+    <predictions>/<method>/<set>/<stem>.png                8-bit fused luma
+    <predictions>/<method>/<set>/gates/<stem>.<scale>.png  gates of the pairs on the sheets, 1 the finest scale
+
+A changed model is noticed by the SHA-256 of its weights and configuration, a changed pair by that of its two files.
 """
 
 from __future__ import annotations
 
 import contextlib
-import glob
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
-import torch
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from isfl_ros.errors import InputError
 from isfl_ros.evaluation.baselines import BASELINES
-from isfl_ros.evaluation.metrics import MIN_SIZE
-from isfl_ros.images import GainControl, split_luma, to_uint8
-from isfl_ros.io.dataset import select_pairs, set_name
-from isfl_ros.io.folders import PICTURE_SUFFIXES, Pair, read_pair, read_rgb, write_png
-from isfl_ros.network.checkpoint import load_model
-from isfl_ros.pipeline import FusionPipeline, PipelineConfig
-from isfl_ros.resources import resolve_model
+from isfl_ros.evaluation.methods import Complexity, Method
+from isfl_ros.evaluation.sets import PairSet, Problem, check_name, read_sources
+from isfl_ros.images import to_uint8
+from isfl_ros.io.folders import Pair, read_thermal, write_png
+from isfl_ros.io.staging import write_bytes
 
-COMPLEXITY_SIZE = (480, 640)
-"""Height and width at which multiply-accumulates and latency are given."""
-_LATENCY_FRAMES = 20
-
-
-def check_name(kind: str, name: str) -> str:
-    """A name that can be a folder of its own.
-
-    Raises:
-        InputError: it cannot.
-    """
-    if not name or name.startswith(".") or "/" in name or "\\" in name:
-        raise InputError(f"{kind} name {name!r} cannot name a folder", do="put NAME= in front")
-    return name
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairSet:
-    """A named set of pairs, whole: every table over it is over all of its pairs."""
-
-    name: str
-    spec: str
-    """How the set was asked for, see :mod:`isfl_ros.io.dataset`."""
-    pairs: tuple[Pair, ...]
-
-
-def read_set(spec: str) -> PairSet:
-    """Selects the pairs of a specification.
-
-    Raises:
-        InputError: as :func:`~isfl_ros.io.dataset.select_pairs`; or two pairs share a stem.
-    """
-    pairs = tuple(select_pairs(spec))
-    twice = [stem for stem, count in Counter(pair.stem for pair in pairs).items() if count > 1]
-    if twice:
-        raise InputError(f"{spec} selects two pairs of the stem {twice[0]!r}", do="select one set at a time")
-    return PairSet(name=check_name("set", set_name(spec)), spec=spec, pairs=pairs)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sources:
-    """One pair, as recorded and as the metrics see it; all (H, W)."""
-
-    thermal: np.ndarray
-    """uint8 or uint16, as stored."""
-    rgb: np.ndarray
-    """(H, W, 3) uint8."""
-    infrared: np.ndarray
-    """uint8, after the pipeline's gain control where the record is deeper."""
-    luma: np.ndarray
-    """uint8."""
-
-
-def read_sources(pair: Pair) -> Sources:
-    """Reads a pair.
-
-    Raises:
-        InputError: a file is missing or unreadable, the sizes differ, or they are too small for the metrics.
-    """
-    thermal, rgb = read_pair(pair)
-    if min(thermal.shape) < MIN_SIZE:
-        raise InputError(f"{pair.thermal} is too small", expected=f"{MIN_SIZE} pixels a side", got=_size(thermal))
-    picture, _ = GainControl(PipelineConfig().gain).apply(thermal)
-    return Sources(thermal=thermal, rgb=rgb, infrared=to_uint8(picture), luma=split_luma(rgb)[0])
-
-
-def _size(picture: np.ndarray) -> str:
-    return f"{picture.shape[1]}x{picture.shape[0]}"
-
-
-class Method(Protocol):
-    """One row of the table."""
-
-    name: str
-
-    def fuse(self, set_name: str, pair: Pair, sources: Sources) -> np.ndarray:
-        """Fused luma, (H, W) uint8."""
-
-
-class Baseline:
-    """A method of :mod:`isfl_ros.evaluation.baselines`.
-
-    Raises:
-        InputError: on construction, when there is no such baseline.
-    """
-
-    def __init__(self, name: str):
-        if name not in BASELINES:
-            raise InputError("unknown baseline", expected=f"one of {', '.join(BASELINES)}", got=repr(name))
-        self.name = name
-
-    def fuse(self, set_name: str, pair: Pair, sources: Sources) -> np.ndarray:
-        return BASELINES[self.name](sources.infrared, sources.luma)
-
-
-def _own_name(name: str) -> str:
-    if name in BASELINES:
-        raise InputError(f"method name {name!r} belongs to a baseline", do="put another NAME= in front")
-    return check_name("method", name)
-
-
-class FusedPictures:
-    """Pictures that another program fused, found by stem.
-
-    They lie in ``DIR/<set>/<stem>.*``, with a single set also in ``DIR/<stem>.*``.
-    Of colour pictures the luma is taken, which differs a little from the fused luma they were made from.
-
-    Raises:
-        InputError: on construction, when the folder or the picture of any pair is missing, or a stem has two.
-    """
-
-    def __init__(self, name: str, folder: str | Path, sets: Sequence[PairSet]):
-        self.name = _own_name(name)
-        folder = Path(folder)
-        if not folder.is_dir():
-            raise InputError(f"{folder} is not a folder", expected="a folder of fused pictures")
-        self._paths: dict[tuple[str, str], Path] = {}
-        for pair_set in sets:
-            within = folder / pair_set.name
-            if len(sets) == 1 and not within.is_dir():
-                within = folder
-            for pair in pair_set.pairs:
-                found = sorted(within.glob(f"{glob.escape(pair.stem)}.*"))
-                found = [path for path in found if path.suffix.lower() in PICTURE_SUFFIXES]
-                if len(found) != 1:
-                    raise InputError(
-                        f"{name} needs one fused picture of {pair_set.name}/{pair.stem}",
-                        expected=f"{within / pair.stem} with one of {', '.join(PICTURE_SUFFIXES)}",
-                        got=", ".join(path.name for path in found) or "none",
-                    )
-                self._paths[pair_set.name, pair.stem] = found[0]
-
-    def fuse(self, set_name: str, pair: Pair, sources: Sources) -> np.ndarray:
-        path = self._paths[set_name, pair.stem]
-        luma = split_luma(read_rgb(path))[0]
-        if luma.shape != sources.luma.shape:
-            raise InputError(f"{path} has another size than its pair", expected=_size(sources.luma), got=_size(luma))
-        return luma
-
-
-@dataclass(frozen=True, kw_only=True)
-class Complexity:
-    """What a model costs, at :data:`COMPLEXITY_SIZE`."""
-
-    parameters: int
-    macs: int
-    """Multiply-accumulates of convolutions and matrix products, with the algebra of the implementation that ran."""
-    latency_ms: float
-    """Median time a frame, numpy in to numpy out with gates, measured in the same run as the pictures."""
-
-
-class Model:
-    """A network, through the same pipeline that the node runs. Close it after use.
-
-    Raises:
-        InputError: on construction, when there is no such model.
-    """
-
-    def __init__(self, name: str, model: str):
-        self.name = _own_name(name)
-        self._directory = resolve_model(model)
-        self._pipeline = FusionPipeline(PipelineConfig(model=model))
-        self.description = dict(self._pipeline.description)
-
-    def fuse(self, set_name: str, pair: Pair, sources: Sources) -> np.ndarray:
-        return self._pipeline.fuse(sources.thermal, sources.rgb).luma
-
-    def complexity(self) -> Complexity:
-        """Counts and measures."""
-        # Counted on the network as trained: norms folded for inference would hide parameters.
-        network, _ = load_model(self._directory)
-        implementation = self.description["implementation"]
-        network.set_implementation("reference" if implementation == "reference" else "folded")  # what the others compute
-        blank = torch.zeros(1, 1, *COMPLEXITY_SIZE)
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            network(blank, blank)
-        self._pipeline.warm_up(*COMPLEXITY_SIZE)
-        return Complexity(
-            parameters=sum(parameter.numel() for parameter in network.parameters()),
-            macs=counter.get_total_flops() // 2,
-            latency_ms=1000 * self._pipeline.measure(*COMPLEXITY_SIZE, frames=_LATENCY_FRAMES),
-        )
-
-    def close(self) -> None:
-        self._pipeline.close()
+PREDICTIONS = "predictions"
+"""Folder of the kept pictures in that of an evaluation."""
+SHEET_PAIRS = 6
+"""Pairs of a set that are shown, with their gates."""
+_RECORD, _KEPT = "method.json", "kept.jsonl"
+_FORMAT, _FORMAT_VERSION = "isfl_ros-predictions", 1
 
 
 def prediction_path(predictions: Path, method: str, set_name: str, stem: str) -> Path:
@@ -220,18 +43,213 @@ def prediction_path(predictions: Path, method: str, set_name: str, stem: str) ->
     return predictions / method / set_name / f"{stem}.png"
 
 
-def predict(methods: Sequence[Method], sets: Sequence[PairSet], predictions: Path) -> None:
-    """Fuses everything and keeps it.
+def gate_paths(predictions: Path, method: str, set_name: str, stem: str) -> list[Path]:
+    """The gates that are kept of one pair, finest scale first; empty where none are."""
+    folder = predictions / method / set_name / "gates"
+    paths = []
+    while (path := folder / f"{stem}.{len(paths) + 1}.png").is_file():
+        paths.append(path)
+    return paths
+
+
+def sheet_pairs(pair_set: PairSet) -> list[Pair]:
+    """At most :data:`SHEET_PAIRS` pairs, spread evenly over the set from the first to the last."""
+    count = min(SHEET_PAIRS, len(pair_set.pairs))
+    return [pair_set.pairs[i] for i in np.linspace(0, len(pair_set.pairs) - 1, count).round().astype(int)]
+
+
+class KeptMethod:
+    """The pictures of one method on disk, and what is known of them.
 
     Raises:
-        InputError: a pair cannot be read or fused; pictures written so far stay.
+        InputError: on construction, when the folder holds no record, or an unreadable one.
     """
+
+    def __init__(self, predictions: Path, name: str):
+        self.name = check_name("method", name)
+        self.folder = predictions / name
+        self._lines: dict[tuple[str, str], dict[str, str]] = {}
+        path = self.folder / _RECORD
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            what = f"{path} cannot be read"
+            raise InputError(what, expected="a record of kept predictions", got=str(error)) from error
+        wanted = {"format": _FORMAT, "format_version": _FORMAT_VERSION}
+        if not isinstance(record, dict) or any(record.get(key) != value for key, value in wanted.items()):
+            raise InputError(f"{path} is no record of kept predictions", expected=f"{_FORMAT} {_FORMAT_VERSION}")
+        self.identity: dict[str, str] = record["identity"]
+        self.description: dict[str, str] = record["description"]
+        self.complexity = None if record["complexity"] is None else Complexity(**record["complexity"])
+        for line in self._kept_lines():
+            self._lines[line["set"], line["stem"]] = line
+
+    def _kept_lines(self) -> list[dict[str, str]]:
+        path = self.folder / _KEPT
+        if not path.is_file():
+            return []
+        lines = path.read_text(encoding="utf-8").split("\n")
+        return [json.loads(line) for line in lines[:-1]]  # an interrupted write leaves a last line without its end
+
+    @classmethod
+    def start(cls, predictions: Path, method: Method) -> KeptMethod:
+        """Begins the folder of a method, or goes on in the one that is there.
+
+        Raises:
+            InputError: the folder holds pictures of something else.
+        """
+        folder = predictions / method.name
+        if not (folder / _RECORD).is_file():
+            if folder.exists():
+                raise InputError(f"{folder} holds no kept predictions", do="choose another --out")
+            cls._write_record(folder, method.identity(), method.description, None)
+        kept = cls(predictions, method.name)
+        kept.check_identity(method.identity())
+        kept._end_last_line()
+        return kept
+
+    def check_identity(self, identity: Mapping[str, str]) -> None:
+        """Whether the kept pictures are those that a method of this identity makes.
+
+        Raises:
+            InputError: naming the first difference.
+        """
+        for key, value in identity.items():
+            if self.identity.get(key) != value:
+                what = "other weights" if key == "weights" else f"another {key}"
+                raise InputError(
+                    f"the pictures kept in {self.folder} were made with {what}",
+                    expected=_short(value),
+                    got=_short(self.identity.get(key, "nothing")),
+                    do="fuse again (--overwrite, without --predictions) or put another NAME= in front",
+                )
+
+    def record(self, description: Mapping[str, str], complexity: Complexity | None) -> None:
+        """Writes down what made the pictures, and what it costs."""
+        self.description, self.complexity = dict(description), complexity
+        self._write_record(self.folder, self.identity, description, complexity)
+
+    @staticmethod
+    def _write_record(
+        folder: Path, identity: Mapping[str, str], description: Mapping[str, str], complexity: Complexity | None
+    ) -> None:
+        document = {
+            "format": _FORMAT,
+            "format_version": _FORMAT_VERSION,
+            "identity": dict(identity),
+            "description": dict(description),
+            "complexity": None if complexity is None else asdict(complexity),
+        }
+        write_bytes(folder / _RECORD, (json.dumps(document, indent=2) + "\n").encode())
+
+    def _end_last_line(self) -> None:
+        path = self.folder / _KEPT
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        if text and not text.endswith("\n"):
+            write_bytes(path, text[: text.rfind("\n") + 1].encode())
+
+    def has(self, set_name: str, stem: str, source_key: str, picture_key: str) -> bool:
+        """Whether the picture of exactly these inputs is there."""
+        line = self._lines.get((set_name, stem), {})
+        path = prediction_path(self.folder.parent, self.name, set_name, stem)
+        return (line.get("sources"), line.get("picture")) == (source_key, picture_key) and path.is_file()
+
+    def keep(
+        self, set_name: str, stem: str, source_key: str, picture_key: str, luma: np.ndarray, gates: Sequence[np.ndarray]
+    ) -> None:
+        """Writes the picture, then the line that says so."""
+        write_png(prediction_path(self.folder.parent, self.name, set_name, stem), luma)
+        for scale, gate in enumerate(gates, 1):
+            write_png(self.folder / set_name / "gates" / f"{stem}.{scale}.png", to_uint8(gate))
+        line = {"set": set_name, "stem": stem, "sources": source_key, "picture": picture_key}
+        with (self.folder / _KEPT).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        self._lines[set_name, stem] = line
+
+    def problem(self, set_name: str, pair: Pair, source_key: str, shape: tuple[int, int]) -> Problem | None:
+        """Why the kept picture of a pair cannot be scored (a :data:`~isfl_ros.evaluation.sets.Check`)."""
+        path = prediction_path(self.folder.parent, self.name, set_name, pair.stem)
+        line = self._lines.get((set_name, pair.stem))
+        if line is None or not path.is_file():
+            return Problem("prediction missing", f"{self.name} has kept no picture of {set_name}/{pair.stem}: {path}")
+        if line["sources"] != source_key:
+            why = f"{path} was made from other pictures than {pair.thermal} and {pair.rgb}"
+            return Problem("prediction of another pair", why)
+        try:
+            kept = read_thermal(path)
+        except InputError as error:
+            return Problem("unusable prediction", str(error))
+        if kept.shape != shape or kept.dtype != np.uint8:
+            return Problem("unusable prediction", f"{path} is not the 8-bit picture that was kept")
+        return None
+
+
+def _short(value: str) -> str:
+    return f"{value[:12]}..." if len(value) == 64 else value  # a SHA-256
+
+
+def kept_methods(predictions: Path) -> list[KeptMethod]:
+    """Every method of which a folder holds pictures: baselines as the tables list them, then the others by name.
+
+    Raises:
+        InputError: there is none, or a record is unreadable.
+    """
+    names = {path.parent.name for path in predictions.glob(f"*/{_RECORD}")}
+    if not names:
+        raise InputError(f"{predictions} holds no kept predictions", expected=f"{PREDICTIONS}/ of an evaluation")
+    ordered = [name for name in BASELINES if name in names] + sorted(names - set(BASELINES))
+    return [KeptMethod(predictions, name) for name in ordered]
+
+
+def forget(predictions: Path) -> None:
+    """Removes the kept pictures of every method; nothing else that may lie there."""
+    for path in sorted(predictions.glob(f"*/{_RECORD}")):
+        shutil.rmtree(path.parent)
+
+
+def predict(methods: Sequence[Method], sets: Sequence[PairSet], predictions: Path) -> dict[str, KeptMethod]:
+    """Fuses what is not kept already, and keeps it.
+
+    Args:
+        methods: those that make pictures.
+        sets: as :func:`~isfl_ros.evaluation.sets.examine` gives them.
+        predictions: folder, made where it is missing.
+
+    Returns:
+        By name of the method.
+
+    Raises:
+        InputError: pictures of another method or model are kept under a name, a pair cannot be read or fused, or a
+            device failed on the way, so that the pictures of one row would be of two kinds; those written so far stay.
+    """
+    kept = {method.name: KeptMethod.start(predictions, method) for method in methods}
     total = sum(len(pair_set.pairs) for pair_set in sets)
     with contextlib.closing(tqdm(total=total, desc="fuse", unit="pair")) as progress:
         for pair_set in sets:
+            shown = {pair.stem for pair in sheet_pairs(pair_set)}
             for pair in pair_set.pairs:
-                sources = read_sources(pair)
-                for method in methods:
-                    luma = method.fuse(pair_set.name, pair, sources)
-                    write_png(prediction_path(predictions, method.name, pair_set.name, pair.stem), luma)
+                _predict_pair(methods, kept, pair_set, pair, predictions, gates=pair.stem in shown)
                 progress.update()
+    return kept
+
+
+def _predict_pair(
+    methods: Sequence[Method],
+    kept: Mapping[str, KeptMethod],
+    pair_set: PairSet,
+    pair: Pair,
+    predictions: Path,
+    *,
+    gates: bool,
+) -> None:
+    source_key = pair_set.source_keys[pair.stem]
+    sources = None
+    for method in methods:
+        mine, picture_key = kept[method.name], method.picture_key(pair_set.name, pair)
+        lacks_gates = gates and method.has_gates and not gate_paths(predictions, method.name, pair_set.name, pair.stem)
+        if mine.has(pair_set.name, pair.stem, source_key, picture_key) and not lacks_gates:
+            continue
+        sources = sources or read_sources(pair)
+        luma = method.fuse(pair_set.name, pair, sources)
+        mine.check_identity(method.identity())
+        mine.keep(pair_set.name, pair.stem, source_key, picture_key, luma, method.gates(sources) if gates else [])

@@ -101,18 +101,21 @@ def read_rgb(path: str | Path) -> np.ndarray:
     return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB if picture.shape[2] == 3 else cv2.COLOR_BGRA2RGB)
 
 
-def read_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
-    """Reads both pictures of a registered pair; see :func:`read_thermal` and :func:`read_rgb`.
+def read_pair(pair: Pair, *, registered: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """Reads both pictures of a pair; see :func:`read_thermal` and :func:`read_rgb`.
+
+    Args:
+        registered: whether the pictures must have one size.
 
     Raises:
-        InputError: as those, or the sizes differ.
+        InputError: as those, or the sizes differ where they must not.
     """
     thermal, rgb = read_thermal(pair.thermal), read_rgb(pair.rgb)
-    if thermal.shape != rgb.shape[:2]:
+    if registered and thermal.shape != rgb.shape[:2]:
         raise InputError(
             f"{pair.thermal} and {pair.rgb} differ in size",
             got=f"{thermal.shape[1]}x{thermal.shape[0]} and {rgb.shape[1]}x{rgb.shape[0]}",
-            do="register the pair first",
+            do="register the pair first (isfl fuse: --homography)",
         )
     return thermal, rgb
 

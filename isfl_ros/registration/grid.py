@@ -89,12 +89,31 @@ class Grid:
             if not finite.all():
                 valid = finite if valid is None else finite & valid
                 picture = np.where(finite, picture, np.float32(0.0))  # NaN times a weight of 0 would be NaN
-        warped = self._remap(picture)
+        covered = self.cover(valid)
+        return self.resample(picture, covered), covered
+
+    def cover(self, valid: np.ndarray | None = None) -> np.ndarray | None:
+        """Where a warped picture is valid, (H, W) bool, to be read only; None: everywhere.
+
+        Args:
+            valid: (h, w) bool, of the picture; None: everywhere.
+        """
         if valid is None or valid.all():
-            return warped, None if self.overlap == 1.0 else self.valid
+            return None if self.overlap == 1.0 else self.valid
         # In float32, the smallest weight (1/1024) of an invalid pixel still shows.
-        covered = self.valid & (self._remap((~valid).astype(np.float32)) == 0.0)
-        return cv2.copyTo(warped, covered.view(np.uint8)), covered  # into new memory, which OpenCV fills with 0
+        return self.valid & (self._remap((~valid).astype(np.float32)) == 0.0)
+
+    def resample(self, picture: np.ndarray, covered: np.ndarray | None) -> np.ndarray:
+        """The picture of :meth:`warp` alone, of a picture that is known to fit and to be finite.
+
+        Args:
+            picture: of ``from_shape``, of a kind that :meth:`warp` takes.
+            covered: of :meth:`cover`.
+        """
+        warped = self._remap(picture)
+        if covered is None or covered is self.valid:
+            return warped
+        return cv2.copyTo(warped, covered.view(np.uint8))  # into new memory, which OpenCV fills with 0
 
     def _remap(self, picture: np.ndarray) -> np.ndarray:
         linear = self.interpolation == "linear"

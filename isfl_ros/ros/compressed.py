@@ -20,15 +20,15 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from rclpy.node import Node
 from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import Header
 
 from isfl_ros.errors import InputError
-from isfl_ros.network.config import MINIMUM_SIZE
-from isfl_ros.ros.messages import ENCODINGS, MAX_SIDE, Encoding, MalformedImage
+from isfl_ros.ros.messages import ENCODINGS, SIZES, Encoding, MalformedImage, is_size
 
-MAX_PIXELS = 2**26
-"""Largest picture, 67 megapixels: a few bytes of data can claim, and deflate to, any size."""
+TRANSPORTS = ("raw", "compressed")
+"""sensor_msgs/Image, or sensor_msgs/CompressedImage."""
 
 MAX_SCANS = 100
 """Most scans of a JPEG: each costs a pass over the whole picture. Cameras write 1, progressive encoders about 10."""
@@ -86,6 +86,15 @@ class Picture:
     """Red and blue are in each other's place."""
     mosaic: Encoding | None
     """Layout of the Bayer pattern that a grey picture is."""
+
+
+def transport_topic(node: Node, topic: str, transport: str) -> str:
+    """Name under which to subscribe or publish the images of `topic` by one of `TRANSPORTS`.
+
+    As image_transport does it since 6.0: the name of the raw images is remapped first, and /compressed appended to what
+    comes out, so that the same rule serves both transports. A rule for the name with /compressed counts as well.
+    """
+    return topic if transport == "raw" else f"{node.resolve_topic_name(topic)}/compressed"
 
 
 def check_compressed(message: CompressedImage, stream: str) -> Picture:
@@ -256,11 +265,9 @@ def _check_layout(found: _Found, stream: str, source: str, words: list[str]) -> 
 
 
 def _check_size(width: int, height: int) -> None:
-    if not (MINIMUM_SIZE <= width <= MAX_SIDE and MINIMUM_SIZE <= height <= MAX_SIDE and width * height <= MAX_PIXELS):
-        raise MalformedImage(
-            "bad_size",
-            f"is {width}x{height}; expected {MINIMUM_SIZE} to {MAX_SIDE} pixels on either side, {MAX_PIXELS} in all",
-        )
+    # a few bytes of data can claim, and deflate to, any size
+    if not is_size(width, height):
+        raise MalformedImage("bad_size", f"is {width}x{height}; expected {SIZES}")
 
 
 def _goes_on(data: memoryview, kind: str) -> str:

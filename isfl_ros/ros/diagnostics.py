@@ -13,6 +13,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from std_msgs.msg import Header
 
 from isfl_ros.ros.accounting import StreamCounts
+from isfl_ros.ros.compressed import COMPRESSED_CAUSES
 from isfl_ros.ros.degraded import Condition
 from isfl_ros.ros.messages import CAUSES, NANOSECONDS
 from isfl_ros.ros.sync import STREAMS
@@ -33,6 +34,10 @@ class InputFacts:
     stream: str
     topic: str
     publishers: int
+    publisher_names: str
+    """Nodes of the publishers, with commas between."""
+    elsewhere: str | None
+    """Where the pictures are published instead, in words; None if nowhere."""
     reliability: str
     incompatibility: str | None
     counts: StreamCounts
@@ -75,8 +80,16 @@ class Facts:
     slop_ms: float
     thermal_offset_ms: float
     closest_miss_ms: float | None
+    registration: Mapping[str, str]
+    """How the pictures come into one frame; empty unless configured."""
+    unregistered: str | None
+    """Why pictures of both cameras cannot be brought into one frame, in words; None where they can."""
+    concern: str | None
+    """What looks wrong with the registration but need not be, in words."""
     size_mismatch: str | None
     failure: str | None
+    unreachable: str | None
+    """Subscribers of the outputs that get nothing because of their QoS, in words."""
     paired_since: int
     """Pairs found in that time."""
     fused_since: int
@@ -110,13 +123,14 @@ def judge_input(facts: InputFacts, now_ns: int) -> Verdict:
     since, condition = facts.since, facts.condition
     dead = condition.sentence(now_ns)
     if facts.publishers == 0:
-        return ERROR, f"no publisher on {facts.topic}"
+        missing = f"no publisher on {facts.topic}"
+        return ERROR, missing if facts.elsewhere is None else f"{missing}, but {facts.elsewhere}"
     if since.received == 0 and facts.incompatibility is not None:
         return ERROR, facts.incompatibility
     if since.received == 0:
         silent = f"no message on {facts.topic}, though it has {facts.publishers} publisher(s)"
         return ERROR, silent if dead is None else f"{dead}; {silent}"
-    malformed = sum(since.dropped.get(cause, 0) for cause in CAUSES)
+    malformed = sum(since.dropped.get(cause, 0) for cause in {*CAUSES, *COMPRESSED_CAUSES})
     if malformed:
         level = ERROR if malformed == since.received else WARN
         return level, f"{malformed} of {since.received} messages refused: {facts.malformed}"
@@ -126,6 +140,8 @@ def judge_input(facts: InputFacts, now_ns: int) -> Verdict:
         return ERROR, f"stamps on {facts.topic} do not advance"
     if facts.incompatibility is not None:
         return WARN, facts.incompatibility
+    if facts.publishers > 1:
+        return WARN, f"{facts.publishers} publishers on {facts.topic}: {facts.publisher_names}"
     if condition.slow:
         return WARN, condition.pace()
     if facts.info_missed:
@@ -161,18 +177,26 @@ def judge_processing(facts: Facts) -> Verdict:
         return STALE, f"the node is {facts.state}"
     dropped = {
         reason: max(input.since.dropped.get(reason, 0) for input in facts.inputs)
-        for reason in ("failed", "size_mismatch", "superseded", "no_subscriber")
+        for reason in ("failed", "size_mismatch", "superseded", "no_subscriber", "rate_limited")
     }
     if dropped["size_mismatch"] and facts.size_mismatch is not None:
         return ERROR, facts.size_mismatch
     if dropped["failed"]:
         return ERROR, f"{dropped['failed']} pairs could not be fused: {facts.failure}"
+    if facts.unregistered is not None:
+        return WARN, f"cameras not registered: {facts.unregistered}"
+    if facts.unreachable is not None:
+        return WARN, facts.unreachable
     if facts.trouble is not None:
         return WARN, f"pictures are fused on the CPU: {facts.trouble}"
+    if facts.concern is not None:
+        return WARN, f"the registration looks wrong: {facts.concern}"
     if facts.fused_since == 0 and dropped["no_subscriber"]:
         return OK, "idle: no output has a subscriber"
     if dropped["superseded"]:
         return OK, f"OK, slower than the cameras: {dropped['superseded']} pairs gave way to newer ones"
+    if dropped["rate_limited"]:
+        return OK, f"OK, rate limited: {dropped['rate_limited']} pairs came too soon"
     return OK, "OK"
 
 
@@ -219,7 +243,8 @@ def _processing_values(facts: Facts) -> dict[str, str]:
     for stage, (median, high) in facts.latency.items():
         stages[f"{stage}_ms.p50"] = f"{median:.3f}"
         stages[f"{stage}_ms.p95"] = f"{high:.3f}"
-    return {"state": facts.state, "rate_hz": _rate(facts.fused_since, facts.interval_s), **stages, **facts.pipeline}
+    head = {"state": facts.state, "rate_hz": _rate(facts.fused_since, facts.interval_s)}
+    return {**head, **facts.registration, **stages, **facts.pipeline}
 
 
 def difference(counts: StreamCounts, before: StreamCounts | None) -> StreamCounts:

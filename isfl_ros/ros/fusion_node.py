@@ -63,7 +63,11 @@ class StopRequest:
     def __exit__(self, *_) -> None:
         self._finished.set()
         if self.requested:
-            return  # the process is ending: a second signal must not find Python's own handlers and their traceback
+            # The process is ending: a second signal must not find Python's own handlers and their traceback. Neither may
+            # it find the default action, to which Python returns on its last metres, but not from ignoring.
+            for number in self._before:
+                signal.signal(number, signal.SIG_IGN)
+            return
         for number, handler in self._before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._fd_before)

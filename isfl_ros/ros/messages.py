@@ -25,6 +25,9 @@ from isfl_ros.network.config import MINIMUM_SIZE
 MAX_SIDE = 16384
 """Largest width and height in pixels; anything above is a corrupt header, not a camera."""
 
+MAX_PIXELS = 2**26
+"""Largest picture, 67 megapixels: the network needs many times the memory of the message."""
+
 NANOSECONDS = 1_000_000_000
 
 
@@ -112,6 +115,17 @@ ENCODINGS: Mapping[str, Mapping[str, Encoding]] = {"thermal": THERMAL_ENCODINGS,
 """Stream name -> encoding name -> layout."""
 
 
+SIZES = f"{MINIMUM_SIZE} to {MAX_SIDE} pixels on either side, {MAX_PIXELS} in all"
+"""What `is_size` accepts, in words."""
+
+
+def is_size(width: int, height: int) -> bool:
+    """Whether a picture can have this size."""
+    return (
+        MINIMUM_SIZE <= width <= MAX_SIDE and MINIMUM_SIZE <= height <= MAX_SIDE and width * height <= MAX_PIXELS
+    )
+
+
 def check_image(message: Image, stream: str) -> Encoding:
     """Check what `message` claims about itself against its stream and the length of its data; touches no pixel.
 
@@ -129,11 +143,8 @@ def check_image(message: Image, stream: str) -> Encoding:
             "unsupported_encoding", f"{stream} image has encoding {message.encoding[:40]!r}; expected one of {known}"
         )
     width, height = message.width, message.height
-    if not (MINIMUM_SIZE <= width <= MAX_SIDE and MINIMUM_SIZE <= height <= MAX_SIDE):
-        raise MalformedImage(
-            "bad_size",
-            f"{stream} image is {width}x{height}; expected {MINIMUM_SIZE} to {MAX_SIDE} pixels on either side",
-        )
+    if not is_size(width, height):
+        raise MalformedImage("bad_size", f"{stream} image is {width}x{height}; expected {SIZES}")
     if message.step < encoding.row_bytes(width):
         raise MalformedImage(
             "step_smaller_than_row",

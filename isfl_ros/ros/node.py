@@ -7,7 +7,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import SetParametersResult
@@ -16,19 +15,20 @@ from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.timer import Timer
-from sensor_msgs.msg import CameraInfo, Image
+from sensor_msgs.msg import CameraInfo
 
 from isfl_ros.errors import InputError
 from isfl_ros.pipeline import FusionPipeline, PipelineConfig
 from isfl_ros.ros import diagnostics, parameters
 from isfl_ros.ros.accounting import Ledger, StreamCounts
-from isfl_ros.ros.degraded import Event, fingerprint
+from isfl_ros.ros.cv_bridge_adapter import ColourConverter, colour_converter
+from isfl_ros.ros.degraded import Event
+from isfl_ros.ros.inputs import CameraImage, CameraInput, Refusals
 from isfl_ros.ros.jobs import Frame, Job
 from isfl_ros.ros.logging_bridge import OnceLog, RosLogHandler
-from isfl_ros.ros.messages import MalformedImage, check_image, stamp_nanoseconds
+from isfl_ros.ros.node_registration import NodeRegistration
 from isfl_ros.ros.outputs import Outputs
 from isfl_ros.ros.processing import PairProcessor
-from isfl_ros.ros.qos import AdaptiveSubscription
 from isfl_ros.ros.router import Router
 from isfl_ros.ros.sync import STREAMS, TIME_JUMP_NS
 from isfl_ros.ros.sync_message_filters import make_matcher
@@ -51,16 +51,6 @@ class Past:
     at_ns: int
     counts: Mapping[str, StreamCounts]
     paired: int
-
-
-class StreamState:
-    """What the node remembers of one input."""
-
-    def __init__(self) -> None:
-        self.malformed: str | None = None
-        self.encoding = ""
-        self.size = ""
-        self.info_received = False
 
 
 class FusionNode(LifecycleNode):
@@ -92,14 +82,16 @@ class FusionNode(LifecycleNode):
             self.settings.matcher, slop_ns=self.settings.slop_ns, thermal_offset_ns=self.settings.thermal_offset_ns
         )
         self._about_matching = {"matcher": self.settings.matcher, "matcher_reason": reason}
-        self._router: Router[Image] = Router(matcher, self._ledger, say=self._say)
-        self._streams = {stream: StreamState() for stream in STREAMS}
+        self._router: Router[CameraImage] = Router(matcher, self._ledger, say=self._say)
+        self._refusals = Refusals(self._ledger, self._log)
         self._pipeline: FusionPipeline | None = None
+        self._registration: NodeRegistration | None = None
         self._outputs: Outputs | None = None
         self._processor: PairProcessor | None = None
         self._worker: LatestWorker[Job] | None = None
-        self._images: dict[str, AdaptiveSubscription] = {}
-        self._infos: dict[str, AdaptiveSubscription] = {}
+        self._decode_rgb: ColourConverter | None = None
+        self._about_colour = ""
+        self._inputs: dict[str, CameraInput] = {}
         self._abandoned: list[LatestWorker[Job]] = []
         self._deadline: int | None = None
         """When the watch timer will run; None while it does not."""
@@ -122,10 +114,12 @@ class FusionNode(LifecycleNode):
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the model and warm it up."""
         try:
+            self._registration = NodeRegistration(self, self.settings)
             self._pipeline = self._make_pipeline(self.settings.pipeline)
-            if self.settings.warmup_size is not None:
-                self._pipeline.warm_up(*self.settings.warmup_size)
+            self._warm_up()
             self._outputs = Outputs(self, gates=self._pipeline.description.get("gates") != "no")
+            self._outputs.set_compressed(self.settings.output_compressed)
+            self._decode_rgb, self._about_colour = colour_converter()
         except InputError as error:
             self._free()
             return self._refuse("configure", str(error))
@@ -137,6 +131,8 @@ class FusionNode(LifecycleNode):
             pipeline=self._pipeline,
             outputs=self._outputs,
             ledger=self._ledger,
+            refusals=self._refusals,
+            registrar=self._registration.registrar,
             settings=self.settings,
             now_ns=lambda: self.get_clock().now().nanoseconds,
             log=self._log,
@@ -156,16 +152,24 @@ class FusionNode(LifecycleNode):
             return self._refuse("activate", "the pair that was being fused at deactivation is still not done; try again")
         result = super().on_activate(state)
         self._processor.start_session()
-        self._streams = {stream: StreamState() for stream in STREAMS}
+        self._registration.start()
         self._worker = LatestWorker(self._processor.process, self._processor.failed, name="fusion")
         self._worker.start()
         self._router.start(self._worker, self.settings.degraded)
         self._set_watch()
         try:
             for stream in STREAMS:
-                on_info, on_image = partial(self._on_info, stream), partial(self._on_image, stream)
-                self._infos[stream] = self._subscribe(CameraInfo, f"{stream}/camera_info", on_info)
-                self._images[stream] = self._subscribe(Image, f"{stream}/image_raw", on_image)
+                self._inputs[stream] = CameraInput(
+                    self,
+                    stream,
+                    settings=self.settings,
+                    decode_rgb=self._decode_rgb,
+                    ledger=self._ledger,
+                    refusals=self._refusals,
+                    on_image=self._on_image,
+                    on_info=self._on_info,
+                )
+                self._inputs[stream].open()
         except Exception as error:
             self._halt()
             return self._refuse("activate", f"{type(error).__name__}: {error}")
@@ -218,9 +222,10 @@ class FusionNode(LifecycleNode):
     def _halt(self) -> None:
         if self._worker is None:
             return
-        for subscription in (*self._images.values(), *self._infos.values()):
-            subscription.close()
-        self._images, self._infos = {}, {}
+        for camera in self._inputs.values():
+            camera.close()
+        self._inputs = {}
+        self._registration.stop()
         self._watch_timer.cancel()
         self._deadline = None
         self._router.stop()
@@ -231,8 +236,21 @@ class FusionNode(LifecycleNode):
         self._worker = None
         self._report(state="deactivating")
 
+    def _warm_up(self) -> None:
+        registration = self._registration.registrar.registration
+        if self.settings.warmup_size is None:
+            return
+        if registration is None or registration.mode == "none":
+            self._pipeline.warm_up(*self.settings.warmup_size)
+        else:  # it says which sizes will come
+            self._pipeline.set_registration(registration, reference=self.settings.reference)
+            self._pipeline.warm_up(*registration.to_shape)
+
     def _free(self) -> None:
         self._processor = None
+        if self._registration is not None:
+            self._registration.close()
+            self._registration = None
         if self._outputs is not None:
             self._outputs.close()
             self._outputs = None
@@ -242,35 +260,15 @@ class FusionNode(LifecycleNode):
 
     # messages
 
-    def _on_image(self, stream: str, message: Image) -> None:
-        ticket = self._ledger.receive(stream)
-        state = self._streams[stream]
-        try:
-            encoding = check_image(message, stream)
-        except MalformedImage as error:
-            self._ledger.drop(error.cause, ticket)
-            state.malformed = str(error)
-            self._log.warning(f"{stream} {error.cause}", f"message dropped ({error.cause}): {error}")
-            return
-        state.encoding, state.size = message.encoding, f"{message.width}x{message.height}"
-        arrived = time.monotonic_ns()
-        frame, stamp = Frame(ticket, message, arrived), stamp_nanoseconds(message.header.stamp)
-        number = None
-        if self._router.wants_fingerprint(stream):
-            number = fingerprint(
-                message.data,
-                step=message.step,
-                row_bytes=encoding.row_bytes(message.width),
-                rows=encoding.rows(message.height),
-                pixel_bytes=encoding.row_bytes(1),
-            )
-        self._router.offer(stream, stamp, frame, number)
+    def _on_image(self, stream: str, stamp_ns: int, frame: Frame[CameraImage]) -> None:
+        number = frame.message.fingerprint() if self._router.wants_fingerprint(stream) else None
+        self._registration.take_frame_id(stream, frame.message.header.frame_id)
+        self._router.offer(stream, stamp_ns, frame, number)
         self._set_watch()
 
     def _on_info(self, stream: str, message: CameraInfo) -> None:
-        self._streams[stream].info_received = True
-        if stream == self.settings.reference:
-            self._processor.camera_info = message
+        self._processor.camera_infos[stream] = message
+        self._registration.take_info(stream, message)
 
     # streams that die and come back
 
@@ -308,6 +306,8 @@ class FusionNode(LifecycleNode):
         return SetParametersResult(successful=True)
 
     def _apply_parameters(self, changed: Iterable[Parameter]) -> None:
+        if not any(parameter.name in parameters.BY_NAME for parameter in changed):
+            return  # a publisher that is being made declares the overrides of its QoS
         before, self.settings = self.settings, parameters.settings_from(parameters.values_of(self))
         if (before.slop_ns, before.thermal_offset_ns) != (self.settings.slop_ns, self.settings.thermal_offset_ns):
             self._router.configure_matching(
@@ -316,16 +316,24 @@ class FusionNode(LifecycleNode):
         if before.degraded != self.settings.degraded:
             self._router.configure_degraded(self.settings.degraded)
             self._set_watch()
+        if self._outputs is not None:
+            self._outputs.set_compressed(self.settings.output_compressed)
         if self._processor is not None:
             self._processor.settings = self.settings
             if before.pipeline.gain != self.settings.pipeline.gain:
                 self._pipeline.set_gain(self.settings.pipeline.gain)
+            if before.registration != self.settings.registration:
+                self._registration.configure(self.settings.registration)
 
     # regular work
 
     def _upkeep(self) -> None:
-        for subscription in (*self._images.values(), *self._infos.values()):
-            subscription.update()
+        for camera in self._inputs.values():
+            camera.update()
+        if self._outputs is not None:
+            self._outputs.update()
+        if self._inputs:
+            self._registration.update()
         self._router.release()
 
     def _report(self, state: str | None = None) -> None:
@@ -339,10 +347,18 @@ class FusionNode(LifecycleNode):
         facts = diagnostics.Facts(
             node=self.get_fully_qualified_name(),
             state=state or self._state_machine.current_state[1],
-            inputs=tuple(self._input_facts(stream, now.counts[stream], since[stream]) for stream in self._images),
+            inputs=tuple(
+                camera.facts(
+                    counts=now.counts[stream],
+                    since=since[stream],
+                    info_wanted=stream == self.settings.reference and "camera_info" in self._outputs.wanted(),
+                    condition=self._router.condition(stream),
+                )
+                for stream, camera in self._inputs.items()
+            ),
             counts=now.counts,
             now_ns=now.at_ns,
-            mode=self._router.mode,
+            mode=self._mode(),
             consequence=self._router.consequence,
             matching=self._about_matching,
             interval_s=(now.at_ns - before.at_ns) * 1e-9,
@@ -351,40 +367,28 @@ class FusionNode(LifecycleNode):
             closest_miss_ms=None if closest is None else closest * 1e-6,
             size_mismatch=None if processor is None else processor.size_mismatch,
             failure=None if processor is None else processor.failure,
+            registration={} if self._registration is None else self._registration.registrar.description,
+            unregistered=None if self._registration is None else self._registration.registrar.missing,
+            concern=None if self._registration is None else self._registration.registrar.concern,
+            unreachable=None if self._outputs is None else self._outputs.unreachable(),
             paired_since=now.paired - before.paired,
-            fused_since=since[STREAMS[0]].fused,
+            fused_since=max(counts.fused for counts in since.values()),
             latency={} if processor is None else processor.latency.summary(),
-            pipeline={} if self._pipeline is None else self._pipeline.description,
+            pipeline={}
+            if self._pipeline is None
+            else {**self._pipeline.description, "colour_conversion": self._about_colour},
             trouble=None if self._pipeline is None else self._pipeline.trouble,
         )
         self._diagnostics.publish(diagnostics.report(facts, self.get_clock().now().to_msg()))
         self._past.append(now)
 
-    def _input_facts(self, stream: str, counts: StreamCounts, since: StreamCounts) -> diagnostics.InputFacts:
-        image, info, state = self._images[stream], self._infos[stream], self._streams[stream]
-        wanted = stream == self.settings.reference and "camera_info" in self._outputs.wanted()
-        return diagnostics.InputFacts(
-            stream=stream,
-            topic=image.topic,
-            publishers=image.publishers,
-            reliability=image.reliability,
-            incompatibility=image.incompatibility(),
-            counts=counts,
-            since=since,
-            malformed=state.malformed,
-            encoding=state.encoding,
-            size=state.size,
-            info_topic=info.topic,
-            info_received=state.info_received,
-            info_missed=wanted and not state.info_received,
-            condition=self._router.condition(stream),
-        )
-
-    def _subscribe(self, message_type: type, topic: str, callback: Callable) -> AdaptiveSubscription:
-        settings = self.settings
-        return AdaptiveSubscription(
-            self, message_type, topic, callback, reliability=settings.qos_reliability, depth=settings.qos_depth
-        )
+    def _mode(self) -> str:
+        """What is published now, or would be if somebody looked."""
+        mode, registration = self._router.mode, self._registration
+        if mode != "pair" or registration is None or registration.registrar.registration is not None:
+            return mode
+        alone = {"single": f"{self.settings.reference}_only", "hold": "held", "stop": "none"}
+        return alone[self.settings.degraded.mode]
 
     def _every(self, seconds: float, callback: Callable[[], None]) -> Timer:
         return self.create_timer(seconds, callback, clock=self._steady)

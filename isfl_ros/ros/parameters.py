@@ -18,10 +18,13 @@ from isfl_ros.errors import InputError
 from isfl_ros.images import GAIN_MODES, GainControlConfig
 from isfl_ros.network.config import MINIMUM_SIZE
 from isfl_ros.pipeline import PipelineConfig
+from isfl_ros.registration import MODES as REGISTRATION_MODES
+from isfl_ros.ros.compressed import FORMATS, TRANSPORTS
 from isfl_ros.ros.degraded import MODES as DEGRADED_MODES
 from isfl_ros.ros.degraded import DegradedConfig
 from isfl_ros.ros.messages import MAX_SIDE, NANOSECONDS
 from isfl_ros.ros.qos import RELIABILITY_CHOICES
+from isfl_ros.ros.registrar import TRANSFORM_SOURCES, RegistrationConfig
 from isfl_ros.ros.sync import STREAMS
 from isfl_ros.ros.sync_message_filters import MATCHER_CHOICES, check_slop
 
@@ -30,6 +33,7 @@ Value = bool | int | float | str
 _PIPELINE = PipelineConfig()
 _GAIN = _PIPELINE.gain
 _DEGRADED = DegradedConfig()
+_REGISTRATION = RegistrationConfig()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +154,20 @@ TABLE: tuple[Parameter, ...] = (
         maximum=MAX_SIDE,
     ),
     Parameter(
+        name="thermal.transport",
+        default="raw",
+        description="How thermal images come: sensor_msgs/Image (raw), or sensor_msgs/CompressedImage on the topic with"
+        " /compressed appended to its name (PNG, with 16 bits too; JPEG).",
+        choices=TRANSPORTS,
+    ),
+    Parameter(
+        name="rgb.transport",
+        default="raw",
+        description="How RGB images come: sensor_msgs/Image (raw), or sensor_msgs/CompressedImage on the topic with"
+        " /compressed appended to its name (JPEG, PNG).",
+        choices=TRANSPORTS,
+    ),
+    Parameter(
         name="sync.matcher",
         default=MATCHER_CHOICES[0],
         description="Who finds pairs: the node's own matcher (builtin: closest partner wins, slop inclusive), or the"
@@ -194,6 +212,56 @@ TABLE: tuple[Parameter, ...] = (
         description="Whether a thermal camera that repeats one picture byte for byte (not all pixels equal) is frozen;"
         " false for simulated or still pictures.",
         live=True,
+    ),
+    Parameter(
+        name="registration.mode",
+        default=_REGISTRATION.mode,
+        description="How the other camera's pictures are warped into the frame of the reference camera: not at all, they"
+        " are aligned (none); by a 3x3 matrix from a file (homography); by both camera_infos, the transform between the"
+        " cameras, and the distance of what is looked at (calibrated).",
+        choices=REGISTRATION_MODES,
+    ),
+    Parameter(
+        name="registration.homography_file",
+        default=_REGISTRATION.homography_file,
+        description="Path of the YAML file with the matrix, for homography; read at configure.",
+    ),
+    Parameter(
+        name="registration.plane_depth_m",
+        default=_REGISTRATION.plane_depth_m,
+        description="Metres in front of the reference camera at which the pictures coincide, for calibrated.",
+        minimum=0.1,
+        maximum=1e6,
+        live=True,
+    ),
+    Parameter(
+        name="registration.transform.source",
+        default=_REGISTRATION.transform_source,
+        description="Where calibrated has the transform between the cameras' optical frames from: TF (/tf, /tf_static),"
+        " or the parameters below.",
+        choices=TRANSFORM_SOURCES,
+    ),
+    *(
+        Parameter(
+            name=f"registration.transform.{axis}",
+            default=value,
+            description=f"Metres: {axis} of the thermal camera in the optical frame of the RGB camera ({direction}).",
+            minimum=-100.0,
+            maximum=100.0,
+            live=True,
+        )
+        for axis, direction, value in zip("xyz", ("right", "down", "forward"), _REGISTRATION.translation)
+    ),
+    *(
+        Parameter(
+            name=f"registration.transform.q{axis}",
+            default=value,
+            description=f"How the thermal camera is turned there: {axis} of a unit quaternion; change all four at once.",
+            minimum=-1.0,
+            maximum=1.0,
+            live=True,
+        )
+        for axis, value in zip("xyzw", _REGISTRATION.quaternion)
     ),
     Parameter(
         name="qos.reliability",
@@ -272,10 +340,33 @@ TABLE: tuple[Parameter, ...] = (
         live=True,
     ),
     Parameter(
+        name="output.compressed",
+        default="none",
+        description="How ~/fused/image/compressed is compressed; none: that topic does not exist.",
+        choices=("none", *FORMATS),  # "off" would be a bool in YAML and on the command line
+        live=True,
+    ),
+    Parameter(
+        name="output.max_rate_hz",
+        default=0.0,
+        description="Most pictures fused a second; 0 for no limit. What comes too soon is dropped, not decoded.",
+        minimum=0.0,
+        maximum=1000.0,
+        live=True,
+    ),
+    Parameter(
         name="gate.encoding",
         default="mono8",
         description="Encoding of ~/gate/image: 0 to 255, or 0 to 1.",
         choices=("mono8", "32FC1"),
+        live=True,
+    ),
+    Parameter(
+        name="debug.max_rate_hz",
+        default=0.0,
+        description="Most pictures a second on ~/gate/overlay and ~/debug/side_by_side; 0 for no limit.",
+        minimum=0.0,
+        maximum=1000.0,
         live=True,
     ),
     Parameter(
@@ -299,14 +390,23 @@ class Settings:
     autostart: bool
     warmup_size: tuple[int, int] | None
     """(height, width), or None for no warm-up."""
+    transport: Mapping[str, str]
+    """Stream -> one of `TRANSPORTS`."""
     matcher: str
     slop_ns: int
     thermal_offset_ns: int
     degraded: DegradedConfig
+    registration: RegistrationConfig
     qos_reliability: str
     qos_depth: int
     output_encoding: str
+    output_compressed: str | None
+    """One of `FORMATS`, or None where the compressed picture is not published."""
+    output_max_rate_hz: float
+    """0: no limit."""
     gate_encoding: str
+    debug_max_rate_hz: float
+    """0: no limit."""
     diagnostics_period_s: float
 
     @property
@@ -334,6 +434,7 @@ def settings_from(values: Mapping[str, object]) -> Settings:
         reference=checked["reference"],
         autostart=checked["autostart"],
         warmup_size=_warmup_size(checked["warmup.height"], checked["warmup.width"]),
+        transport={stream: checked[f"{stream}.transport"] for stream in STREAMS},
         matcher=checked["sync.matcher"],
         slop_ns=slop_ns,
         thermal_offset_ns=_nanoseconds(checked["sync.thermal_offset_ms"]),
@@ -342,10 +443,21 @@ def settings_from(values: Mapping[str, object]) -> Settings:
             mode=checked["degraded.mode"],
             identical_bytes=checked["degraded.identical_bytes"],
         ),
+        registration=RegistrationConfig(
+            mode=checked["registration.mode"],
+            homography_file=checked["registration.homography_file"],
+            plane_depth_m=checked["registration.plane_depth_m"],
+            transform_source=checked["registration.transform.source"],
+            translation=tuple(checked[f"registration.transform.{axis}"] for axis in "xyz"),
+            quaternion=tuple(checked[f"registration.transform.q{axis}"] for axis in "xyzw"),
+        ),
         qos_reliability=checked["qos.reliability"],
         qos_depth=checked["qos.depth"],
         output_encoding=checked["output.encoding"],
+        output_compressed=None if checked["output.compressed"] == "none" else checked["output.compressed"],
+        output_max_rate_hz=checked["output.max_rate_hz"],
         gate_encoding=checked["gate.encoding"],
+        debug_max_rate_hz=checked["debug.max_rate_hz"],
         diagnostics_period_s=1.0 / checked["diagnostics.rate_hz"],
     )
 

@@ -6,21 +6,27 @@ import statistics
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
-from sensor_msgs.msg import CameraInfo, Image
+from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import Header
 
 from isfl_ros.pipeline import FusionPipeline, FusionResult
+from isfl_ros.registration import Registration, SizeMismatch
 from isfl_ros.ros.accounting import Ledger
-from isfl_ros.ros.jobs import HoldJob, Job, PairJob
+from isfl_ros.ros.camera_info import picture_size
+from isfl_ros.ros.inputs import CameraImage, Refusals
+from isfl_ros.ros.jobs import Frame, HoldJob, Job, PairJob
 from isfl_ros.ros.logging_bridge import OnceLog
-from isfl_ros.ros.messages import NANOSECONDS, THERMAL_ENCODINGS, decode_rgb, decode_thermal, stamp_nanoseconds
-from isfl_ros.ros.outputs import Outputs
+from isfl_ros.ros.messages import NANOSECONDS, MalformedImage, stamp_nanoseconds
+from isfl_ros.ros.outputs import COSTLY, Outputs
 from isfl_ros.ros.parameters import Settings
+from isfl_ros.ros.rates import Rates
+from isfl_ros.ros.registrar import Registrar
 from isfl_ros.ros.sync import STREAMS, TIME_JUMP_NS
 
 STAGES = (
@@ -82,6 +88,8 @@ class PairProcessor:
         pipeline: fuses; only the worker's thread uses it.
         outputs: the topics.
         ledger: where the fate of both messages is entered.
+        refusals: where messages go that turn out to be no pictures.
+        registrar: knows how the pictures come into one frame; may get to know it, or something else, at any time.
         settings: replaced as a whole when a parameter changes.
         now_ns: ROS time.
         log: says a palettised thermal camera and each failure once.
@@ -93,34 +101,46 @@ class PairProcessor:
         pipeline: FusionPipeline,
         outputs: Outputs,
         ledger: Ledger,
+        refusals: Refusals,
+        registrar: Registrar,
         settings: Settings,
         now_ns: Callable[[], int],
         log: OnceLog,
     ):
         self.settings = settings
-        self.camera_info: CameraInfo | None = None
-        """Latest one of the reference camera."""
+        self.camera_infos: dict[str, CameraInfo] = {}
+        """Latest ones, by stream."""
         self.frame_id: str | None = None
         """Of the latest image of the reference camera."""
         self.published: Published | None = None
         """Reset at activation."""
         self.latency = Latency()
         self.size_mismatch: str | None = None
-        """Sizes of the last pair in words, where they differed."""
+        """Sizes of the last pair in words, where they differed, or did not fit the registration."""
         self.failure: str | None = None
         """Why a pair could not be fused, the last time that happened."""
         self._pipeline = pipeline
         self._outputs = outputs
         self._ledger = ledger
+        self._refusals = refusals
+        self._registrar = registrar
+        self._in_force: Registration | None = None
+        """What the pipeline was given; None where it warps nothing."""
         self._now_ns = now_ns
         self._log = log
+        self.start_session()
 
     def start_session(self) -> None:
         """Forget what an earlier activation left behind."""
-        self.camera_info = self.frame_id = self.published = None
+        self.camera_infos = {}
+        self.frame_id = self.published = None
+        self._rates = Rates(COSTLY)
+        """By the stamps of the pictures: how fast they come out of a queue does not matter."""
+        self._hold_rates = Rates(COSTLY)
+        """By the monotonic clock: a held picture has its old stamp."""
 
     def process(self, job: Job) -> None:
-        """Fuse and publish a pair or a single message, or drop it where nobody listens or sizes differ."""
+        """Fuse and publish a pair or a single message, or drop it: nobody listens, it came too soon, sizes differ."""
         if isinstance(job, HoldJob):
             self._publish_again()
             return
@@ -130,35 +150,56 @@ class PairProcessor:
         if not wanted:
             self._ledger.drop("no_subscriber", *job.tickets)
             return
-        frames, paired = job.frames, isinstance(job, PairJob)
-        mode, skew_ms = ("pair", job.pair.skew_ns * 1e-6) if paired else (f"{job.stream}_only", None)
-        thermal, rgb = (frames[name].message if name in frames else None for name in STREAMS)
-        self.size_mismatch = _size_mismatch(thermal, rgb) if paired else None
-        if self.size_mismatch is not None:
-            self._ledger.drop("size_mismatch", *job.tickets)
-            self._log.error("size_mismatch", self.size_mismatch)
+        frames = job.frames
+        wanted = self._due(wanted, self._stamp_ns(*self._source(frames)), self._rates)
+        if not wanted:
+            self._ledger.drop("rate_limited", *job.tickets)
             return
+        registration = self._registrar.registration
+        if registration is None and isinstance(job, PairJob):
+            why = self._registrar.missing
+            self._log.warning(f"unregistered {why}", f"cameras not registered: {why}")
+            frames = self._without_other(frames, "unregistered")
+            if not frames:
+                return
+        thermal, rgb = (frames[name].message if name in frames else None for name in STREAMS)
+        if registration is not None and registration.mode == "none" and isinstance(job, PairJob):
+            self.size_mismatch = _size_mismatch(thermal, rgb)
+            if self.size_mismatch is not None:
+                self._ledger.drop("size_mismatch", *job.tickets)
+                self._log.error("size_mismatch", self.size_mismatch)
+                return
 
-        if thermal is not None and THERMAL_ENCODINGS[thermal.encoding].convert is not None:
+        if thermal is not None and thermal.palettised:
             self._log.info("palettised", f"thermal images are {thermal.encoding}: palettised, their luma is taken")
-        thermal_pixels = None if thermal is None else decode_thermal(thermal)
-        rgb_pixels = None if rgb is None else decode_rgb(rgb)
+        pixels = self._decode(frames)
+        if pixels.keys() < frames.keys():
+            frames = self._without_refused(frames, pixels)
+            if not frames:
+                return
         decoded = time.monotonic_ns()
 
-        source = settings.reference if settings.reference in frames else settings.other
-        picture = frames[source].message
-        header = self._header(source, picture)
-        stamp_ns = stamp_nanoseconds(header.stamp)
+        source, picture = self._source(frames)
+        stamp_ns = self._stamp_ns(source, picture)
         if self._is_outdated(stamp_ns):
-            self._ledger.drop("outdated", *job.tickets)
+            self._ledger.drop("outdated", *(frame.ticket for frame in frames.values()))
             return
-        result = self._pipeline.fuse(
-            thermal_pixels, rgb_pixels, gate=self._outputs.needs_gate(wanted), stamp_s=stamp_ns * 1e-9
-        )
+        how = {"gate": self._outputs.needs_gate(wanted), "stamp_s": stamp_ns * 1e-9}
+        try:
+            result = self._fuse(frames, pixels, registration, **how)
+        except SizeMismatch as error:
+            frames, registration = self._without_misfit(frames, registration, error)
+            if not frames:
+                return
+            result = self._fuse(frames, pixels, registration, **how)
         fused = time.monotonic_ns()
-        if not self._ledger.is_open(*job.tickets):
+        tickets = [frame.ticket for frame in frames.values()]
+        both = len(frames) == len(STREAMS)
+        mode, skew_ms = ("pair", job.pair.skew_ns * 1e-6) if both else (f"{next(iter(frames))}_only", None)
+        if not self._ledger.is_open(*tickets):
             return  # given up while it was being fused: what comes of it now would be a stale picture
 
+        header = self._header(source, picture, registration)
         age_ms = (self._now_ns() - stamp_ns) * 1e-6
         self._outputs.publish(
             wanted,
@@ -166,13 +207,14 @@ class PairProcessor:
             header=header,
             output_encoding=settings.output_encoding,
             gate_encoding=settings.gate_encoding,
-            camera_info=(info := self._camera_info_for(picture)),
+            camera_info=(info := self._camera_info_for(source, registration, result)),
             status=_status(header, result, mode=mode, skew_ms=skew_ms, age_ms=age_ms),
         )
         self.published = Published(result, header, info, skew_ms)
+        self._note(wanted, stamp_ns, self._rates)
         published = time.monotonic_ns()
 
-        self._ledger.fuse(*job.tickets)
+        self._ledger.fuse(*tickets)
         arrivals = [frame.arrived_ns for frame in frames.values()]
         self.latency.add(
             {
@@ -186,18 +228,119 @@ class PairProcessor:
             }
         )
 
-    def _header(self, source: str, picture: Image) -> Header:
-        """Stamp of `picture` on the clock of the reference camera, in whose frame the fused picture is."""
+    def _decode(self, frames: Mapping[str, Frame[CameraImage]]) -> dict[str, np.ndarray]:
+        """Pixels by stream, without those of messages that turn out to be no pictures, which are dropped."""
+        pixels = {}
+        for name, frame in frames.items():
+            try:
+                pixels[name] = frame.message.decode()
+            except MalformedImage as error:
+                self._refusals.add(name, frame.ticket, error)
+        return pixels
+
+    def _without_refused(
+        self, frames: Mapping[str, Frame[CameraImage]], pixels: Mapping[str, np.ndarray]
+    ) -> dict[str, Frame[CameraImage]]:
+        """What is to be fused of a pair of which a message was refused: the other alone, if anything.
+
+        Its camera brings no pictures, and that is treated as if it brought no messages, from the first one on: whoever
+        is seen by the other camera must not wait until it is given up. It never is, as its messages look good.
+        """
+        return self._alone({name: frame for name, frame in frames.items() if name in pixels}, "partner_malformed")
+
+    def _without_other(self, frames: Mapping[str, Frame[CameraImage]], reason: str) -> dict[str, Frame[CameraImage]]:
+        """What is to be fused of a pair that cannot be brought into one frame: the reference alone, if anything.
+
+        Fused one over the other, the pictures would show everybody twice, and in the wrong place once.
+        """
+        left = dict(frames)
+        self._ledger.drop(reason, left.pop(self.settings.other).ticket)
+        return self._alone(left, reason)
+
+    def _alone(self, left: dict[str, Frame[CameraImage]], reason: str) -> dict[str, Frame[CameraImage]]:
+        """What is left of a pair, where one camera may be fused alone; else it is dropped for `reason`."""
+        if self.settings.degraded.mode == "single":
+            return left
+        self._ledger.drop(reason, *(frame.ticket for frame in left.values()))
+        if self.settings.degraded.mode == "hold" and left:
+            self._publish_again()
+        return {}
+
+    def _without_misfit(
+        self, frames: Mapping[str, Frame[CameraImage]], registration: Registration, error: SizeMismatch
+    ) -> tuple[Mapping[str, Frame[CameraImage]], Registration | None]:
+        """What is to be fused, and how, where the other camera's picture does not fit the registration."""
+        self.size_mismatch = f"size mismatch: {error}"
+        self._log.error(self.size_mismatch, self.size_mismatch)
+        if len(frames) == len(STREAMS):
+            return self._without_other(frames, "size_mismatch"), registration
+        return frames, None  # nothing else is there to be seen: as it is, then
+
+    def _fuse(
+        self,
+        frames: Mapping[str, Frame[CameraImage]],
+        pixels: Mapping[str, np.ndarray],
+        registration: Registration | None,
+        **how,
+    ) -> FusionResult:
+        """Fuse the pixels of these frames.
+
+        Raises:
+            SizeMismatch: they do not fit the registration.
+        """
+        if registration is not None and registration.mode == "none":
+            registration = None
+        if registration is not self._in_force:
+            self._pipeline.set_registration(registration, reference=self.settings.reference)
+            self._in_force = registration
+        result = self._pipeline.fuse(*(pixels[name] if name in frames else None for name in STREAMS), **how)
+        if len(frames) == len(STREAMS):
+            self.size_mismatch = None
+        return result
+
+    def _source(self, frames: Mapping[str, Frame[CameraImage]]) -> tuple[str, CameraImage]:
+        """The stream, and its picture, that the fused picture takes its stamp and calibration from."""
+        settings = self.settings
+        name = settings.reference if settings.reference in frames else settings.other
+        return name, frames[name].message
+
+    def _stamp_ns(self, source: str, picture: CameraImage) -> int:
+        """Stamp of `picture` on the clock of the reference camera."""
+        offset_ns = 0
+        if source != self.settings.reference:
+            offset_ns = self.settings.thermal_offset_ns if source == "thermal" else -self.settings.thermal_offset_ns
+        # a stamp holds no time before 1970
+        return max(0, stamp_nanoseconds(picture.header.stamp) + offset_ns)
+
+    def _due(self, wanted: frozenset[str], at_ns: int, rates: Rates) -> frozenset[str]:
+        settings = self.settings
+        return rates.due(
+            wanted, at_ns, max_hz=settings.output_max_rate_hz, costly_max_hz=settings.debug_max_rate_hz
+        )
+
+    def _note(self, shown: frozenset[str], at_ns: int, rates: Rates) -> None:
+        settings = self.settings
+        rates.note(shown, at_ns, max_hz=settings.output_max_rate_hz, costly_max_hz=settings.debug_max_rate_hz)
+
+    def _header(self, source: str, picture: CameraImage, registration: Registration | None) -> Header:
+        """Stamp of `picture` on the clock of the reference camera, in whose frame the fused picture is.
+
+        A picture of the other camera alone, without a registration, is in its own frame.
+        """
         if source == self.settings.reference:
             self.frame_id = picture.header.frame_id
             return Header(stamp=picture.header.stamp, frame_id=picture.header.frame_id)
-        offset_ns = self.settings.thermal_offset_ns if source == "thermal" else -self.settings.thermal_offset_ns
-        # a stamp holds no time before 1970
-        seconds, rest = divmod(max(0, stamp_nanoseconds(picture.header.stamp) + offset_ns), NANOSECONDS)
-        return Header(
-            stamp=Time(sec=seconds, nanosec=rest),
-            frame_id=picture.header.frame_id if self.frame_id is None else self.frame_id,
-        )
+        seconds, rest = divmod(self._stamp_ns(source, picture), NANOSECONDS)
+        stamp = Time(sec=seconds, nanosec=rest)
+        if registration is None:
+            return Header(stamp=stamp, frame_id=picture.header.frame_id)
+        if self.frame_id is not None:
+            return Header(stamp=stamp, frame_id=self.frame_id)
+        info = self.camera_infos.get(self.settings.reference)
+        if info is not None:
+            return Header(stamp=stamp, frame_id=info.header.frame_id)
+        # aligned cameras share what they see; of a warped picture the frame is not known yet
+        return Header(stamp=stamp, frame_id=picture.header.frame_id if registration.mode == "none" else "")
 
     def _is_outdated(self, stamp_ns: int) -> bool:
         """Whether a newer picture was published already, and time did not jump back since."""
@@ -208,9 +351,11 @@ class PairProcessor:
 
     def _publish_again(self) -> None:
         """Publish the last picture once more, as what it is: old."""
-        held, wanted = self.published, self._outputs.wanted()
+        held, now_ns = self.published, time.monotonic_ns()
+        wanted = self._due(self._outputs.wanted(), now_ns, self._hold_rates)
         if held is None or not wanted:
             return
+        self._note(wanted, now_ns, self._hold_rates)
         age_ms = (self._now_ns() - stamp_nanoseconds(held.header.stamp)) * 1e-6
         self._outputs.publish(
             wanted & self._outputs.possible(held.result),
@@ -222,13 +367,17 @@ class PairProcessor:
             status=_status(held.header, held.result, mode="held", skew_ms=held.skew_ms, age_ms=age_ms),
         )
 
-    def _camera_info_for(self, reference: Image) -> CameraInfo | None:
-        info = self.camera_info
-        if info is None or (info.width, info.height) in ((0, 0), (reference.width, reference.height)):
+    def _camera_info_for(
+        self, source: str, registration: Registration | None, result: FusionResult
+    ) -> CameraInfo | None:
+        info = self.camera_infos.get(source if registration is None else self.settings.reference)
+        height, width = result.luma.shape
+        if info is None or (info.width, info.height) == (0, 0) or picture_size(info) == (width, height):
             return info
+        expected = picture_size(info)
         self._log.warning(
             "camera_info size",
-            f"camera_info is for {info.width}x{info.height}, the image is {reference.width}x{reference.height}:"
+            f"camera_info is for {expected[0]}x{expected[1]}, the image is {width}x{height}:"
             " ~/fused/camera_info is not published",
         )
         return None
@@ -240,7 +389,7 @@ class PairProcessor:
         self._log.error(f"failed {type(error).__name__}", f"a pair could not be fused: {self.failure}")
 
 
-def _size_mismatch(thermal: Image, rgb: Image) -> str | None:
+def _size_mismatch(thermal: CameraImage, rgb: CameraImage) -> str | None:
     if (thermal.width, thermal.height) == (rgb.width, rgb.height):
         return None
     return (

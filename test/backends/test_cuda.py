@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 
@@ -10,11 +11,12 @@ import pytest
 import torch
 
 from isfl_ros.backends.choice import Plan
-from isfl_ros.backends.frame import RawFrame
+from isfl_ros.backends.frame import Layout, RawFrame
 from isfl_ros.backends.host import HostBackend, TorchNetwork
 from isfl_ros.backends.trial import GREY_LEVELS
 from isfl_ros.network.checkpoint import load_model
 from isfl_ros.network.model import for_inference
+from isfl_ros.registration import Homography, Registration
 from isfl_ros.resources import resolve_model
 
 
@@ -71,6 +73,33 @@ def test_fuses_as_the_cpu_does(shipped, implementation, precision):
             assert got.device == "cuda" and got.stages_ms["network"] > 0
 
 
+def registered(warped, size):
+    """A picture of half the size, and the map that takes it into one of ``size``."""
+    h, w = size[0] // 2, size[1] // 2
+    matrix = np.diag([2.0, 2.0, 1.0]) @ [[0.95, 0.05, 4.0], [-0.04, 0.9, 3.0], [3e-4, -2e-4, 1.0]]
+    registration = Registration(Homography(matrix=matrix, from_size=(w, h), to_size=size[::-1]))
+    kinds = {"thermal": ((h, w), np.float32), "rgb": ((h, w, 3), np.uint8)}
+    shape, dtype = kinds[warped]
+    picture = np.random.default_rng(9).uniform(0, 256, shape).astype(dtype)
+    mask = np.random.default_rng(10).random((h, w)) > 0.05
+    return {warped: picture, f"{warped}_valid": mask, "warped": warped, "grid": registration.grid((h, w), size)}
+
+
+@pytest.mark.parametrize("warped", ["thermal", "rgb"])
+def test_warps_as_the_cpu_does(shipped, warped):
+    host, device = HostBackend(TorchNetwork(for_inference(shipped)), None), make(shipped)
+    whole = dataclasses.replace(frame((240, 320)), **registered(warped, (240, 320)))
+    another = dataclasses.replace(whole, **registered(warped, (240, 320)))
+    alone = dataclasses.replace(whole, **{warped: None, f"{warped}_valid": None})
+    unmasked = dataclasses.replace(whole, **{f"{warped}_valid": None, "thermal_valid": None})
+    for pair in (whole, another, unmasked, alone, frame((240, 320)), whole):
+        wanted, got = (backend.fuse(pair, gate=True) for backend in (host, device))
+        assert np.abs(got.luma.astype(int) - wanted.luma).max() <= GREY_LEVELS["fp32"]
+        assert np.abs(got.gate - wanted.gate).max() <= GATE_BOUNDS["fp32"]
+    # One graph a map; none for a dead camera.
+    assert device._captured.keys() == [another.layout, Layout((240, 320)), whole.layout]
+
+
 def test_a_graph_is_captured_once_a_size_and_few_are_kept(shipped):
     from isfl_ros.backends.cuda import GRAPHS_KEPT
 
@@ -78,7 +107,7 @@ def test_a_graph_is_captured_once_a_size_and_few_are_kept(shipped):
     sizes = [(40 + k, 48) for k in range(GRAPHS_KEPT + 1)]
     for size in sizes:
         device.fuse(frame(size), gate=False)
-    assert device._captured.keys() == sizes[1:]
+    assert device._captured.keys() == [Layout(size) for size in sizes[1:]]
     graph = device._captured[device._captured.keys()[-1]].graph
     device.fuse(frame(sizes[-1], 5), gate=False)
     assert device._captured[device._captured.keys()[-1]].graph is graph

@@ -9,21 +9,24 @@ import pytest
 import torch
 
 from isfl_ros.backends.device_frame import DeviceFrame
-from isfl_ros.backends.frame import RawFrame
+from isfl_ros.backends.fallback import FallbackBackend
+from isfl_ros.backends.frame import FusedFrame, Layout, RawFrame
 from isfl_ros.backends.host import HostBackend, TorchNetwork
 from isfl_ros.images import GainControl, GainControlConfig, join_chroma, luma_tensor, recolour_tensor, split_luma
 from isfl_ros.network.config import IsflConfig
 from isfl_ros.network.model import IsflNet, for_inference
+from isfl_ros.registration import Homography, Registration
 
 SIZE = (41, 53)
 
 
-def random_frame(rng, thermal=np.uint8, *, grey=False, masks=(None, None), missing=None):
+def random_frame(rng, thermal=np.uint8, *, grey=False, masks=(None, None), missing=None, layout=Layout(SIZE)):
     top = {np.uint8: 256, np.uint16: 65536, np.float32: 400}[thermal]
-    raw = rng.uniform(0, top, SIZE).astype(thermal)
+    raw = rng.uniform(0, top, layout.shape("thermal")).astype(thermal)
     if thermal == np.float32:
         raw[3:9, 5] = np.nan
-    rgb = rng.integers(0, 256, SIZE if grey else (*SIZE, 3)).astype(np.uint8)
+    shape = layout.shape("rgb")
+    rgb = rng.integers(0, 256, shape if grey else (*shape, 3)).astype(np.uint8)
     thermal_valid, rgb_valid = masks
     black, white, thermal_valid = GainControl(GainControlConfig()).limits(raw, valid=thermal_valid)
     return RawFrame(
@@ -33,6 +36,8 @@ def random_frame(rng, thermal=np.uint8, *, grey=False, masks=(None, None), missi
         thermal_valid=None if missing == "thermal" else thermal_valid,
         rgb=None if missing == "rgb" else rgb,
         rgb_valid=None if missing == "rgb" else rgb_valid,
+        warped=layout.warped,
+        grid=layout.grid,
     )
 
 
@@ -51,8 +56,8 @@ def run(program, frame, gate=True):
     return program.result(gate=gate)
 
 
-def masks(rng):
-    return tuple(rng.random(SIZE) > 0.3 for _ in range(2))
+def masks(rng, layout=Layout(SIZE)):
+    return tuple(rng.random(layout.shape(modality)) > 0.3 for modality in ("thermal", "rgb"))
 
 
 CASES = {
@@ -71,7 +76,7 @@ def test_device_program_gives_the_bytes_of_the_host(network, case, masked):
     rng = np.random.default_rng(1)
     frame = random_frame(rng, **CASES[case], masks=masks(rng) if masked else (None, None))
     wanted = HostBackend(TorchNetwork(network), None).fuse(frame, gate=True)
-    luma, rgb, gate = run(DeviceFrame(network, SIZE, device=torch.device("cpu")), frame)
+    luma, rgb, gate = run(DeviceFrame(network, Layout(SIZE), device=torch.device("cpu")), frame)
     np.testing.assert_array_equal(luma, wanted.luma)
     np.testing.assert_array_equal(rgb, wanted.rgb)
     np.testing.assert_array_equal(gate, wanted.gate)
@@ -81,7 +86,7 @@ def test_device_program_gives_the_bytes_of_the_host(network, case, masked):
 def test_nothing_of_one_picture_stays_for_the_next(network):
     """One program serves every kind. Masks stay on the device while they are unchanged; a change must be noticed."""
     rng = np.random.default_rng(2)
-    program = DeviceFrame(network, SIZE, device=torch.device("cpu"))
+    program = DeviceFrame(network, Layout(SIZE), device=torch.device("cpu"))
     host = HostBackend(TorchNetwork(network), None)
     kinds = [{}, {"masks": masks(rng)}, {"masks": masks(rng)}, {}, {}, {"missing": "rgb"}, {"missing": "thermal"}, {}]
     kinds += [{"masks": (None, masks(rng)[1])}, {"missing": "rgb", "masks": masks(rng)}, {}]
@@ -95,9 +100,121 @@ def test_nothing_of_one_picture_stays_for_the_next(network):
         assert gate is None and wanted.gate is None
 
 
+# One picture warped. (h, w) of thermal and of rgb.
+SHAPES = {"odd": ((41, 53), (61, 75)), "quarter": ((60, 80), (120, 160)), "one size": (SIZE, SIZE)}
+
+
+def registered(warped, shapes):
+    """The map between pictures of these sizes, of which about two thirds overlap."""
+    shapes = dict(zip(("thermal", "rgb"), shapes))
+    (h, w), (to_h, to_w) = shapes.pop(warped), *shapes.values()
+    matrix = np.diag([to_w / w, to_h / h, 1.0]) @ [[0.95, 0.05, 4.0], [-0.04, 0.9, 3.0], [3e-4, -2e-4, 1.0]]
+    registration = Registration(Homography(matrix=matrix, from_size=(w, h), to_size=(to_w, to_h)))
+    return Layout((to_h, to_w), warped, registration.grid((h, w), (to_h, to_w)))
+
+
+def assert_close(got, wanted):
+    """Warped floats are equal to rounding, so that a value between two grey levels may fall either way."""
+    luma, rgb, gate = got
+    for a, b in ((luma, wanted.luma), (rgb, wanted.rgb)):
+        difference = np.abs(a.astype(int) - b)
+        assert difference.max() <= 1 and difference.mean() < 1e-3
+    if gate is not None:
+        np.testing.assert_allclose(gate, wanted.gate, atol=1e-5)
+    assert luma.std() > 0
+
+
+@pytest.mark.parametrize("shapes", SHAPES)
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
+@pytest.mark.parametrize("warped", ["thermal", "rgb"])
+def test_a_device_warps_as_the_host_does(network, warped, case, masked, shapes):
+    rng = np.random.default_rng(5)
+    layout = registered(warped, SHAPES[shapes])
+    given = masks(rng, layout) if masked else (None, None)
+    frame = random_frame(rng, **CASES[case], masks=given, layout=layout)
+    wanted = HostBackend(TorchNetwork(network), None).fuse(frame, gate=True)
+    got = run(DeviceFrame(network, layout, device=torch.device("cpu")), frame)
+    assert got[0].shape == wanted.luma.shape == layout.size == frame.size
+    assert_close(got, wanted)
+    if frame.valid is not None:
+        assert frame.valid.mean() > 0.1
+        assert (got[0][~frame.valid] == 0).all() and (got[1][~frame.valid] == 0).all()
+    if "rgb" in frame.masks and warped == "rgb":
+        no_colour = got[1][~frame.masks["rgb"]]
+        assert (no_colour == no_colour[:, :1]).all()
+
+
+class Inputs(torch.nn.Module):
+    """Stands for a network: what it was given comes out, the visible picture as fused luma, the thermal one as gate."""
+
+    has_gates = True
+
+    def forward(self, visible, infrared, *, return_gates):
+        return visible, [infrared]
+
+
+@pytest.mark.parametrize("case", ["8 bits", "16 bits", "float with NaN", "no rgb"])
+@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
+@pytest.mark.parametrize("warped", ["thermal", "rgb"])
+def test_a_network_is_given_the_same_on_a_device(warped, case, masked):
+    """Invalid is exactly 0 in both, and nowhere else."""
+    rng = np.random.default_rng(6)
+    layout = registered(warped, SHAPES["odd"])
+    frame = random_frame(rng, **CASES[case], masks=masks(rng, layout) if masked else (None, None), layout=layout)
+    luma, _, infrared = run(DeviceFrame(Inputs(), layout, device=torch.device("cpu")), frame)
+    np.testing.assert_allclose(infrared, frame.infrared, atol=1e-6)
+    np.testing.assert_array_equal(infrared == 0, frame.infrared == 0)
+    wanted = HostBackend(lambda visible, infrared, gate: (visible, None), None).fuse(frame, gate=False)
+    assert np.abs(luma.astype(int) - wanted.luma).max() <= (1 if warped == "rgb" else 0)
+
+
+def test_nothing_of_one_warped_picture_stays_for_the_next(network):
+    rng = np.random.default_rng(7)
+    layout = registered("thermal", SHAPES["odd"])
+    program, host = DeviceFrame(network, layout, device=torch.device("cpu")), HostBackend(TorchNetwork(network), None)
+    kinds = [{}, {"masks": masks(rng, layout)}, {}, {"missing": "thermal"}, {}, {"missing": "rgb"}]
+    kinds += [{"thermal": np.float32}, {}]
+    for kind in kinds:
+        frame = random_frame(rng, **kind, layout=layout)
+        assert_close(run(program, frame, gate=False), host.fuse(frame, gate=False))
+
+
+def test_a_warped_picture_is_finished_on_the_cpu(network):
+    """The device is pretended; what it had begun is given to the CPU as it came."""
+
+    class Device:
+        plan, trouble, fused = None, None, 0
+
+        def fuse(self, frame, *, gate):
+            if self.fused:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            self.fused += 1
+            luma, rgb, mean = run(DeviceFrame(network, frame.layout, device=torch.device("cpu")), frame, gate)
+            return FusedFrame(luma=luma, rgb=rgb, gate=mean, stages_ms={}, device="cuda")
+
+        def close(self):
+            pass
+
+    for warped in ("thermal", "rgb"):
+        rng = np.random.default_rng(8)
+        layout = registered(warped, SHAPES["odd"])
+        frame = random_frame(rng, np.float32, masks=masks(rng, layout), layout=layout)
+        backend = FallbackBackend(Device, HostBackend(TorchNetwork(network), None), probe=lambda: None)
+        first, second = backend.fuse(frame, gate=True), backend.fuse(frame, gate=True)
+        assert (first.device, second.device) == ("cuda", "cpu")
+        assert_close((first.luma, first.rgb, first.gate), second)
+
+
+def test_a_program_is_for_one_size_of_both_pictures_and_one_map():
+    """Two layouts that are one to a cache of programs would warp by the wrong map."""
+    a, b = (registered("thermal", SHAPES["odd"]) for _ in range(2))
+    assert a == a._replace() and len({a, b, registered("rgb", SHAPES["odd"]), Layout(a.size), a._replace()}) == 4
+
+
 def test_results_belong_to_the_caller(network):
     rng = np.random.default_rng(3)
-    program = DeviceFrame(network, SIZE, device=torch.device("cpu"))
+    program = DeviceFrame(network, Layout(SIZE), device=torch.device("cpu"))
     first = run(program, random_frame(rng))
     kept = [array.copy() for array in first]
     run(program, random_frame(rng))
@@ -126,4 +243,4 @@ def test_colour_on_a_device_is_opencv_s_for_every_colour():
 def test_pictures_of_another_kind_are_not_converted_silently(network, rgb):
     frame = dataclasses.replace(random_frame(np.random.default_rng(4)), rgb=np.ones((*SIZE, 3), rgb))
     with pytest.raises(TypeError):
-        DeviceFrame(network, SIZE, device=torch.device("cpu")).stage(frame)
+        DeviceFrame(network, Layout(SIZE), device=torch.device("cpu")).stage(frame)

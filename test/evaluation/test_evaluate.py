@@ -10,11 +10,14 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from isfl_ros.cli import evaluate
 from isfl_ros.errors import InputError
-from isfl_ros.evaluation import predict, report
+from isfl_ros.evaluation import methods, predict, scoring, tables
+from isfl_ros.evaluation import sets as pair_sets
 from isfl_ros.evaluation.baselines import BASELINES
+from isfl_ros.evaluation.compare import SetSummary
 from isfl_ros.evaluation.metrics import METRICS, score
 from isfl_ros.images import split_luma
 from isfl_ros.io.folders import read_rgb, read_thermal, write_png
@@ -61,6 +64,17 @@ def _evaluate(*words):
     return evaluate.run(parser.parse_args([str(word) for word in words]))
 
 
+def _quick(*words):
+    """Without plots and timing of the large size."""
+    return _evaluate(*words, "--no-html", "--jobs", 1, "--resamples", 50)
+
+
+@pytest.fixture(autouse=True)
+def _small_complexity(monkeypatch):
+    for module in (methods, tables):
+        monkeypatch.setattr(module, "COMPLEXITY_SIZE", (48, 64))
+
+
 def _rows(path):
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
@@ -68,7 +82,7 @@ def _rows(path):
 
 def test_tables_hold_what_was_kept(pairs, tmp_path, capsys):
     out = tmp_path / "out"
-    assert _evaluate("--data", pairs, "--out", out, "--jobs", 1) == 0
+    assert _quick("--data", pairs, "--out", out) == 0
     rows = _rows(out / "per_image.csv")
     assert [(row["stem"], row["method"]) for row in rows] == [(stem, name) for stem in SIZES for name in BASELINES]
     for row in rows:
@@ -79,7 +93,7 @@ def test_tables_hold_what_was_kept(pairs, tmp_path, capsys):
         assert {name: float(row[name]) for name in METRICS} == score(fused, infrared, luma)
     summary = json.loads((out / "summary.json").read_text())
     entry = summary["sets"]["night"]
-    assert (entry["pairs"], entry["labelled_pairs"]) == (3, 2)
+    assert (entry["pairs"], entry["total"], entry["left_out"], entry["labelled_pairs"]) == (3, 3, [], 2)
     for method, means in entry["methods"].items():
         mine = [row for row in rows if row["method"] == method]
         for metric in METRICS:
@@ -89,7 +103,7 @@ def test_tables_hold_what_was_kept(pairs, tmp_path, capsys):
         assert means["person_median"] == pytest.approx(sum(contrasts) / 2)
         assert means["person_p10"] == pytest.approx(0.9 * min(contrasts) + 0.1 * max(contrasts))
     assert entry["methods"]["infrared"]["person_median"] == 1
-    assert summary["versions"]["numpy"] == np.__version__
+    assert summary["environment"]["versions"]["numpy"] == np.__version__
     text = (out / "summary.md").read_text()
     assert "## night\n\n3 pairs" in text and text in capsys.readouterr().out
     sheet = read_rgb(out / "sheet_night.png")
@@ -97,27 +111,28 @@ def test_tables_hold_what_was_kept(pairs, tmp_path, capsys):
 
 
 def test_processes_change_nothing(pairs, tmp_path):
-    baselines = ("--baseline", "average", "laplacian")
+    baselines = ("--baseline", "average", "laplacian", "--no-html", "--resamples", 50)
     for jobs in (1, 2):
         _evaluate("--data", pairs, *baselines, "--out", tmp_path / f"jobs{jobs}", "--jobs", jobs)
-    for name in ("per_image.csv", "per_person.csv", "summary.json", "summary.md"):
+    for name in ("per_image.csv", "per_person.csv", "sheet_night.png"):
         assert (tmp_path / "jobs1" / name).read_bytes() == (tmp_path / "jobs2" / name).read_bytes()
+    one, two = (json.loads((tmp_path / f"jobs{jobs}" / "summary.json").read_text())["sets"] for jobs in (1, 2))
+    assert one == two
 
 
 def test_an_error_crosses_from_the_scoring_process(pairs, tmp_path):
-    pair_set = predict.read_set(str(pairs))
-    predict.predict([predict.Baseline("average")], [pair_set], tmp_path)
+    (pair_set,) = pair_sets.examine([pair_sets.read_set(str(pairs))])
+    predict.predict([methods.Baseline("average")], [pair_set], tmp_path)
     (tmp_path / "average" / "night" / "b.png").unlink()
     with pytest.raises(InputError, match=r"average/night/b\.png"):
-        report.score_predictions(["average"], [pair_set], tmp_path, jobs=2)
+        scoring.score_predictions(["average"], [pair_set], tmp_path, jobs=2)
 
 
-def test_models_run_through_the_pipeline(tiny_model, tmp_path, monkeypatch):
-    monkeypatch.setattr(predict, "COMPLEXITY_SIZE", (48, 64))
+def test_models_run_through_the_pipeline(tiny_model, tmp_path):
     deep = _write_set(tmp_path / "deep", depth=np.uint16, labelled=())
     out = tmp_path / "out"
     models = ("--model", tiny_model, f"again={tiny_model}")
-    _evaluate("--data", deep, *models, "--baseline", "infrared", "--out", out, "--jobs", 1)
+    _quick("--data", deep, *models, "--baseline", "infrared", "laplacian", "--out", out)
     pipeline = FusionPipeline(PipelineConfig(model=str(tiny_model)))
     for stem in SIZES:
         result = pipeline.fuse(read_thermal(deep / "ir" / f"{stem}.png"), read_rgb(deep / "vi" / f"{stem}.png"))
@@ -125,19 +140,46 @@ def test_models_run_through_the_pipeline(tiny_model, tmp_path, monkeypatch):
             kept = read_thermal(out / "predictions" / method / "deep" / f"{stem}.png")
             np.testing.assert_array_equal(kept, expected, err_msg=method)
     summary = json.loads((out / "summary.json").read_text())
-    assert list(summary["models"]) == ["tiny", "again"]
-    model = summary["models"]["tiny"]
-    assert model["parameters"] == sum(p.numel() for p in IsflNet(TINY).parameters())
-    assert model["latency_ms"] > 0
+    assert list(summary["methods"]) == ["infrared", "laplacian", "tiny", "again"]
+    model = summary["methods"]["tiny"]
+    cost = model["complexity"]
+    assert cost["parameters"] == sum(p.numel() for p in IsflNet(TINY).parameters())
+    assert 0 < cost["latency_p10_ms"] <= cost["latency_ms"] <= cost["latency_p90_ms"]
+    assert summary["methods"]["laplacian"]["complexity"]["run"] == cost["run"]  # timed beside it
+    assert summary["methods"]["infrared"]["complexity"] is None
     assert model["description"]["implementation"] == pipeline.description["implementation"]
     assert model["description"]["torch"] == torch.__version__
+    assert model["identity"]["weights"] == summary["methods"]["again"]["identity"]["weights"]
     assert not (out / "per_person.csv").exists()  # no labels, no person columns
-    assert "person" not in (out / "summary.md").read_text()
+    text = (out / "summary.md").read_text()
+    assert "person_median" not in text
+    (row,) = [line for line in text.splitlines() if line.startswith("| tiny |")]
+    assert f"| {cost['parameters']:,} | {cost['macs'] / 1e9:.2f} | {cost['latency_ms']:.1f} |" in row
+    same = summary["sets"]["deep"]["differences"]
+    assert same["tiny"] == same["again"]  # against laplacian, the default reference, the same draws
 
 
-def test_multiply_accumulates_of_a_network_that_can_be_counted_by_hand(tmp_path, monkeypatch):
+def test_kept_gates_are_those_of_the_network(tiny_model, pairs, tmp_path):
+    out = tmp_path / "out"
+    _quick("--data", pairs, "--model", tiny_model, "--baseline", "average", "--out", out)
+    pipeline = FusionPipeline(PipelineConfig(model=str(tiny_model), implementation="reference"))
+    for stem, (height, width) in SIZES.items():
+        paths = predict.gate_paths(out / "predictions", "tiny", "night", stem)
+        gates = [read_thermal(path) / 255.0 for path in paths]
+        assert [gate.shape for gate in gates] == [(height >> k, width >> k) for k in range(TINY.scales)]
+        mean = pipeline.fuse(
+            read_thermal(pairs / "ir" / f"{stem}.png"), read_rgb(pairs / "vi" / f"{stem}.png"), gate=True
+        ).gate
+        raised = [
+            F.interpolate(torch.from_numpy(gate)[None, None], size=(height, width), mode="bilinear")[0, 0]
+            for gate in gates
+        ]
+        np.testing.assert_allclose(torch.stack(raised).mean(0).numpy(), mean, atol=1 / 255)
+    assert not predict.gate_paths(out / "predictions", "average", "night", "a")
+
+
+def test_multiply_accumulates_of_a_network_that_can_be_counted_by_hand(tmp_path):
     # One scale, no CFI: two encoders of two 3x3 convolutions (1 to 4, 4 to 4) each, and whatever follows them.
-    monkeypatch.setattr(predict, "COMPLEXITY_SIZE", (48, 64))
     config = IsflConfig(width=4, scales=1, cfi=False, refine=False, head_kernel=1)
     info = ModelInfo(name="plain", model="isfl", architecture="isfl", recipe="untrained", config=config)
     network = IsflNet(config)
@@ -152,8 +194,9 @@ def test_multiply_accumulates_of_a_network_that_can_be_counted_by_hand(tmp_path,
         if isinstance(layer, torch.nn.Conv2d):
             layer.register_forward_hook(count)
     network(torch.zeros(1, 1, 48, 64), torch.zeros(1, 1, 48, 64))
-    model = predict.Model("plain", str(tmp_path / "plain"))
-    assert model.complexity().macs == by_hooks >= 2 * 48 * 64 * 9 * (4 + 16)
+    parameters, macs = methods.Model("plain", str(tmp_path / "plain")).parameters_and_macs()
+    assert macs == by_hooks >= 2 * 48 * 64 * 9 * (4 + 16)
+    assert parameters == sum(p.numel() for p in network.parameters())
 
 
 def test_fused_pictures_by_stem(pairs, tmp_path):
@@ -161,22 +204,29 @@ def test_fused_pictures_by_stem(pairs, tmp_path):
     colour = {stem: random.integers(0, 256, (*size, 3), dtype=np.uint8) for stem, size in SIZES.items()}
     for stem, picture in colour.items():
         write_png(tmp_path / "theirs" / f"{stem}.png", picture)
-    data = ("--data", pairs, "--baseline", "average", "--jobs", 1)
+    data = ("--data", pairs, "--baseline", "average")
     theirs = ("--images", f"theirs={tmp_path / 'theirs'}")
-    _evaluate(*data, *theirs, "--out", tmp_path / "out")
+    _quick(*data, *theirs, "--out", tmp_path / "out")
     for stem, picture in colour.items():
         kept = read_thermal(tmp_path / "out" / "predictions" / "theirs" / "night" / f"{stem}.png")
         np.testing.assert_array_equal(kept, split_luma(picture)[0])
 
     # With several sets a flat folder would be ambiguous: one folder a set.
     with pytest.raises(InputError, match="theirs needs one fused picture of night/a"):
-        _evaluate(*data, "--data", f"b={pairs}", *theirs, "--out", tmp_path / "out2")
+        _quick(*data, "--data", f"b={pairs}", *theirs, "--out", tmp_path / "out2")
     (tmp_path / "theirs" / "b.png").unlink()
-    with pytest.raises(InputError, match="theirs needs one fused picture of night/b"):
-        _evaluate(*data, *theirs, "--out", tmp_path / "out2")
+    said = r"theirs needs one fused picture of night/b.*1 of 3 pairs \(1 fused picture missing\)"
+    with pytest.raises(InputError, match=said):
+        _quick(*data, *theirs, "--out", tmp_path / "out2")
     write_png(tmp_path / "theirs" / "b.png", np.zeros((9, 9), np.uint8))
     with pytest.raises(InputError, match=r"b\.png has another size than its pair; expected 48x64; got 9x9"):
-        _evaluate(*data, *theirs, "--out", tmp_path / "out2")
+        _quick(*data, *theirs, "--out", tmp_path / "out2")
+    (tmp_path / "theirs" / "b.png").write_bytes(b"")
+    with pytest.raises(InputError, match="1 fused picture unusable"):
+        _quick(*data, *theirs, "--out", tmp_path / "out2")
+    write_png(tmp_path / "theirs" / "b.png", np.zeros((64, 48), np.uint16))
+    with pytest.raises(InputError, match="expected 8 bit"):
+        _quick(*data, *theirs, "--out", tmp_path / "out2")
     assert not (tmp_path / "out2").exists()
 
 
@@ -196,43 +246,249 @@ def _break_label(root):
     write_png(root / "labels" / "b.png", np.zeros((64, 50), np.uint8))
 
 
+def _deepen(root):
+    write_png(root / "ir" / "b.png", np.full((64, 48), 9000, np.uint16))
+
+
+def _deepen_visible(root):
+    write_png(root / "vi" / "b.png", np.full((64, 48), 9000, np.uint16))
+
+
 def _shrink(root):
     for modality in ("ir", "vi"):
         write_png(root / modality / "b.png", np.zeros((40, 64), np.uint8))
 
 
-@pytest.mark.parametrize("damage", [_break_thermal, _break_size, _break_partner, _break_label, _shrink])
-def test_half_a_set_leaves_nothing_behind(pairs, tmp_path, damage):
+DAMAGE = {
+    "unpaired": _break_partner,
+    "unusable file": _break_thermal,
+    "sizes differ": _break_size,
+    "unusable label": _break_label,
+    "mixed depths": _deepen,
+    "too small": _shrink,
+}
+
+
+@pytest.mark.parametrize("damage", [*DAMAGE.values(), _deepen_visible])
+def test_a_bad_pair_is_refused_and_leaves_nothing_behind(pairs, tmp_path, damage):
     damage(pairs)
     before = sorted(tmp_path.iterdir())
-    with pytest.raises(InputError, match=r"b\.png"):
-        _evaluate("--data", pairs, "--baseline", "average", "--out", tmp_path / "out", "--jobs", 1)
+    with pytest.raises(InputError, match=r"night/b cannot be used: .*b\.png.*got 1 of 3 pairs"):
+        _quick("--data", pairs, "--baseline", "average", "--out", tmp_path / "out")
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("cause", DAMAGE)
+def test_a_skipped_pair_is_in_no_figure_and_every_table_says_so(pairs, tmp_path, cause, caplog):
+    DAMAGE[cause](pairs)
+    words = ("--baseline", "average", "laplacian", "--bad-pairs", "skip")
+    _quick("--data", pairs, *words, "--out", tmp_path / "out")
+    whole = tmp_path / "whole"
+    for path in pairs.rglob("*.png"):
+        if path.stem != "b":
+            copy = whole / path.relative_to(pairs)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(path.read_bytes())
+    _quick("--data", f"night={whole}", *words, "--out", tmp_path / "expected")
+    found, expected = (
+        json.loads((tmp_path / out / "summary.json").read_text())["sets"]["night"] for out in ("out", "expected")
+    )
+    for key in ("methods", "differences"):
+        assert found[key] == expected[key]
+    assert (found["pairs"], found["total"], expected["total"]) == (2, 3, 2)
+    assert [(item["stem"], item["cause"]) for item in found["left_out"]] == [("b", cause)]
+    (row,) = _rows(tmp_path / "out" / "left_out.csv")
+    assert (row["set"], row["stem"], row["cause"]) == ("night", "b", cause) and "b.png" in row["why"]
+    assert not (tmp_path / "expected" / "left_out.csv").exists()
+    text = (tmp_path / "out" / "summary.md").read_text()
+    assert f"2 of 3 pairs: 1 left out for every method (1 {cause}: b)" in text
+    heads = [line for line in text.splitlines() if line.startswith(("| method", "| minus"))]
+    assert len(heads) == 2 and all("(2 of 3 pairs)" in line for line in heads)
+    assert "of 3 pairs" not in (tmp_path / "expected" / "summary.md").read_text()
+    assert f"night/b ({cause})" in caplog.text
+
+
+def test_a_picture_missing_of_one_method_is_left_out_for_all(pairs, tmp_path):
+    for stem in ("a", "c"):
+        write_png(tmp_path / "theirs" / f"{stem}.png", np.zeros(SIZES[stem], np.uint8))
+    theirs = ("--images", f"theirs={tmp_path / 'theirs'}", "--baseline", "average")
+    _quick("--data", pairs, *theirs, "--bad-pairs", "skip", "--out", tmp_path / "out")
+    found = sorted((row["method"], row["stem"]) for row in _rows(tmp_path / "out" / "per_image.csv"))
+    assert found == [("average", "a"), ("average", "c"), ("theirs", "a"), ("theirs", "c")]
+
+
+def test_a_set_of_which_nothing_is_left_is_refused(pairs, tmp_path):
+    for stem in SIZES:
+        (pairs / "ir" / f"{stem}.png").write_bytes(b"")
+    with pytest.raises(InputError, match="night has no usable pair.*3 unusable file"):
+        _quick("--data", pairs, "--bad-pairs", "skip", "--out", tmp_path / "out")
+    for path in (pairs / "ir").iterdir():
+        path.unlink()
+    with pytest.raises(InputError, match="holds no pictures"):
+        _quick("--data", pairs, "--bad-pairs", "skip", "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_of_two_depths_the_rarer_is_the_odd_one(tmp_path):
+    deep = _write_set(tmp_path / "deep", depth=np.uint16)
+    write_png(deep / "ir" / "c.png", np.full(SIZES["c"], 7, np.uint8))
+    (found,) = pair_sets.examine([pair_sets.read_set(str(deep))])
+    (item,) = found.left_out
+    assert item.stem == "c" and "c.png has 8 bits, 2 others have 16" in item.why
+
+
+def test_many_bad_pairs_are_counted(tmp_path):
+    items = [
+        pair_sets.LeftOut(set="s", stem=f"p{k}", cause="unpaired" if k else "too small", why=f"p{k}.png is wrong")
+        for k in range(9)
+    ]
+    said = r"s/p0 cannot be used: p0.png is wrong; so are s/p1, .*s/p5, and 3 more"
+    with pytest.raises(InputError, match=said) as caught:
+        pair_sets.refuse([pair_sets.PairSet(name="s", spec="s", pairs=(), left_out=tuple(items))])
+    assert "9 of 9 pairs (1 too small, 8 unpaired)" in str(caught.value)
 
 
 def test_overwrite(pairs, tmp_path):
     out = tmp_path / "out"
-    words = ("--data", pairs, "--baseline", "average", "--out", out, "--jobs", 1)
+    words = ("--data", pairs, "--baseline", "average", "--out", out)
     out.mkdir()  # an empty folder is nothing to lose
-    _evaluate(*words)
-    (out / "stale.txt").write_text("of the earlier run")
+    _quick("--data", f"earlier={pairs}", "--baseline", "maximum", "average", "--out", out)
+    (out / "notes.txt").write_text("somebody else's")
     with pytest.raises(InputError, match="--overwrite"):
-        _evaluate(*words)
-    assert (out / "stale.txt").exists()
+        _quick(*words)
+    with pytest.raises(InputError, match="contradict"):
+        _quick(*words, "--overwrite", "--resume")
+    before = sorted(out.rglob("*"))
     _break_thermal(pairs)
     with pytest.raises(InputError):
-        _evaluate(*words, "--overwrite")
-    assert (out / "stale.txt").exists()  # a failed run replaces nothing
+        _quick(*words, "--overwrite")
+    assert sorted(out.rglob("*")) == before  # a failed run replaces nothing
     _write_set(pairs)
-    _evaluate(*words, "--overwrite")
-    assert not (out / "stale.txt").exists()
+    _quick(*words, "--overwrite")
+    assert (out / "notes.txt").exists() and (out / "sheet_night.png").exists()
+    assert not (out / "sheet_earlier.png").exists() and not (out / "predictions" / "maximum").exists()
+    assert not (out / "predictions" / "average" / "earlier").exists()
 
     other = tmp_path / "holiday"
     other.mkdir()
     (other / "photo.txt").write_text("precious")
-    with pytest.raises(InputError, match="was not written by this command"):
-        _evaluate("--data", pairs, "--out", other, "--overwrite")
-    assert (other / "photo.txt").exists()
+    for flag in ("--overwrite", "--resume"):
+        with pytest.raises(InputError, match="was not written by this command"):
+            _quick("--data", pairs, "--out", other, flag)
+    assert sorted(path.name for path in other.iterdir()) == ["photo.txt"]
+
+
+class _Counted(methods.Baseline):
+    """Counts what it fuses, and stops after so many, as a killed run does."""
+
+    def __init__(self, name, limit=100):
+        super().__init__(name)
+        self.fused, self.limit = [], limit
+
+    def fuse(self, set_name, pair, sources):
+        if len(self.fused) == self.limit:
+            raise KeyboardInterrupt
+        self.fused.append(pair.stem)
+        return super().fuse(set_name, pair, sources)
+
+
+def test_an_interrupted_prediction_goes_on_where_it_was(pairs, tmp_path):
+    def sets():
+        return pair_sets.examine([pair_sets.read_set(str(pairs))])
+
+    first = _Counted("laplacian", limit=2)
+    with pytest.raises(KeyboardInterrupt):
+        predict.predict([first], sets(), tmp_path / "kept")
+    kept = tmp_path / "kept" / "laplacian" / "kept.jsonl"
+    kept.write_bytes(kept.read_bytes() + b'{"set": "night", "st')  # the line that was being written
+    second = _Counted("laplacian")
+    predict.predict([second], sets(), tmp_path / "kept")
+    assert (first.fused, second.fused) == (["a", "b"], ["c"])
+
+    write_png(pairs / "ir" / "b.png", np.full(SIZES["b"], 31, np.uint8))  # another picture under the old name
+    (tmp_path / "kept" / "laplacian" / "night" / "c.png").unlink()
+    third = _Counted("laplacian")
+    predict.predict([third], sets(), tmp_path / "kept")
+    assert third.fused == ["b", "c"]
+    predict.predict([_Counted("laplacian", limit=0)], sets(), tmp_path / "kept")  # nothing is left to do
+    for stem in SIZES:
+        infrared = read_thermal(pairs / "ir" / f"{stem}.png")
+        luma = split_luma(read_rgb(pairs / "vi" / f"{stem}.png"))[0]
+        found = read_thermal(predict.prediction_path(tmp_path / "kept", "laplacian", "night", stem))
+        np.testing.assert_array_equal(found, BASELINES["laplacian"](infrared, luma))
+
+
+def test_resume_fuses_what_is_new_only(pairs, tiny_model, tmp_path):
+    write_png(tmp_path / "theirs" / "a.png", np.full(SIZES["a"], 50, np.uint8))
+    for stem in ("b", "c"):
+        write_png(tmp_path / "theirs" / f"{stem}.png", np.full(SIZES[stem], 60, np.uint8))
+    out = tmp_path / "out"
+    words = ("--data", pairs, "--images", f"theirs={tmp_path / 'theirs'}", "--baseline", "average", "--out", out)
+    _quick(*words)
+    predictions = out / "predictions"
+    before = {path: path.stat().st_mtime_ns for path in predictions.rglob("*.png")}
+    write_png(tmp_path / "theirs" / "a.png", np.full(SIZES["a"], 51, np.uint8))  # they fused it again
+    _quick(*words, "--model", tiny_model, "--resume")
+    after = {path: path.stat().st_mtime_ns for path in predictions.rglob("*.png")}
+    changed = {path for path in before if after[path] != before[path]}
+    assert changed == {predictions / "theirs" / "night" / "a.png"}
+    assert read_thermal(predictions / "theirs" / "night" / "a.png")[0, 0] == 51
+    assert (predictions / "tiny" / "night" / "c.png").is_file()
+
+
+def _retrain(folder):
+    torch.manual_seed(1)
+    info = ModelInfo(name="tiny", model="isfl", architecture="isfl", recipe="untrained", config=TINY)
+    save_model(folder, IsflNet(TINY), info, overwrite=True)
+
+
+def test_kept_predictions_are_scored_without_the_model(pairs, tiny_model, tmp_path, monkeypatch):
+    out, again = tmp_path / "out", tmp_path / "again"
+    _quick("--data", pairs, "--model", tiny_model, "--baseline", "average", "laplacian", "--out", out)
+    kept = ("--data", pairs, "--predictions", out / "predictions")
+    with monkeypatch.context() as patched:
+        patched.setattr(methods.Model, "fuse", None)
+        patched.setattr(methods.Baseline, "fuse", None)
+        _quick(*kept, "--out", again)
+        assert not (again / "predictions").exists()
+        for name in ("per_image.csv", "per_person.csv", "summary.md", "sheet_night.png"):
+            assert (again / name).read_bytes() == (out / name).read_bytes()
+        _quick(*kept, "--model", tiny_model, "--baseline", "average", "--out", tmp_path / "two")
+        assert {row["method"] for row in _rows(tmp_path / "two" / "per_image.csv")} == {"average", "tiny"}
+    old, new = (json.loads((folder / "summary.json").read_text()) for folder in (out, again))
+    assert new["methods"] == old["methods"] and new["sets"] == old["sets"]
+
+    _retrain(tiny_model)
+    _quick(*kept, "--out", tmp_path / "three")  # nobody claims that it is the model of today
+    for words, flags in ((kept, ()), (("--data", pairs, "--baseline", "average"), ("--resume",))):
+        target = out if flags else tmp_path / "four"
+        with pytest.raises(InputError, match="pictures kept in .*tiny were made with other weights"):
+            _quick(*words, "--model", tiny_model, "--out", target, *flags)
+    _quick("--data", pairs, "--model", tiny_model, "--out", out, "--overwrite")
+    assert (out / "predictions" / "tiny" / "night" / "a.png").is_file()
+
+
+def test_kept_predictions_that_do_not_fit_are_named(pairs, tmp_path):
+    out = tmp_path / "out"
+    _quick("--data", pairs, "--baseline", "average", "maximum", "--out", out)
+    kept = ("--data", pairs, "--predictions", out / "predictions", "--out", tmp_path / "again")
+    with pytest.raises(InputError, match="holds no pictures of 'laplacian'; expected one of average, maximum"):
+        _quick(*kept, "--baseline", "laplacian")
+    with pytest.raises(InputError, match="contradict"):
+        _quick(*kept, "--images", "x=nowhere")
+    with pytest.raises(InputError, match="holds no kept predictions"):
+        _quick("--data", pairs, "--predictions", tmp_path, "--out", tmp_path / "again")
+    (out / "predictions" / "average" / "night" / "a.png").unlink()
+    (out / "predictions" / "maximum" / "night" / "b.png").write_bytes(b"")
+    write_png(pairs / "vi" / "c.png", np.zeros((*SIZES["c"], 3), np.uint8))
+    with pytest.raises(InputError, match="1 prediction missing, 1 prediction of another pair, 1 unusable prediction"):
+        _quick(*kept)
+    with pytest.raises(InputError, match="night has no usable pair"):
+        _quick(*kept, "--bad-pairs", "skip")
+    (out / "predictions" / "average" / "method.json").write_text("{}")
+    with pytest.raises(InputError, match="no record of kept predictions"):
+        _quick(*kept)
+    assert not (tmp_path / "again").exists()
 
 
 @pytest.mark.parametrize(
@@ -247,6 +503,9 @@ def test_overwrite(pairs, tmp_path):
         (["--model", "nosuchmodel"], "nosuchmodel"),
         (["--jobs", "0"], "at least 1"),
         (["--labels"], "night: c has no label picture; got 1 without label"),
+        (["--reference", "mean"], "--reference is no row of the table; expected one of average"),
+        (["--resamples", "0"], "--resamples out of range"),
+        (["--seed", "-1"], "--seed out of range"),
     ],
 )
 def test_wrong_words_are_named(pairs, tmp_path, words, said):
@@ -261,30 +520,30 @@ def test_two_sets_of_one_name(pairs, tmp_path):
 
 
 def test_best_value_is_bold_and_a_source_never_is():
-    rows = {
-        "infrared": {"AG": 9.0, "Nabf": 0.0, "EN": 8.0},
-        "one": {"AG": 3.0, "Nabf": 0.25, "EN": 7.0},
-        "two": {"AG": 2.0, "Nabf": 0.125},
-    }
-    lines = report._table(rows, {"AG": "up", "Nabf": "down", "EN": "shown"}).splitlines()
-    assert lines == [
-        "| method | AG ↑ | Nabf ↓ | EN |",
-        "|---|--:|--:|--:|",
-        "| infrared | 9 | 0 | 8 |",
-        "| one | **3** | 0.25 | 7 |",
-        "| two | 2 | **0.125** | - |",
-    ]
+    low, high = dict.fromkeys(METRICS, 2.0), dict.fromkeys(METRICS, 3.0)
+    summary = SetSummary(
+        spec="s", pairs=2, total=2, left_out=[], labelled_pairs=1, differences={},
+        methods={"infrared": dict.fromkeys(METRICS, 9.0), "one": high | {"person_median": 0.5}, "two": low},
+    )
+    lines = tables.means_table(summary, {}).markdown().splitlines()
+    assert lines[0].startswith("| method | AG ↑ |") and "| EN | SD | SCD ↑ | Nabf ↓ | person_median ↑ |" in lines[0]
+    assert lines[1] == "|---|" + "--:|" * 16
+    nothing = "- | - | - |"
+    assert lines[2] == "| infrared | " + "9 | " * 13 + nothing
+    assert lines[3] == "| one | " + "**3** | " * 9 + "3 | 3 | **3** | 3 | **0.5** | - | - |"
+    assert lines[4] == "| two | " + "2 | " * 12 + f"**2** | {nothing}"
 
 
 def test_infinite_psnr_is_valid_json(tmp_path):
     picture = np.random.default_rng(2).integers(0, 256, (48, 48), dtype=np.uint8)
     for modality in ("ir", "vi"):
         write_png(tmp_path / "same" / modality / "x.png", picture)
-    _evaluate("--data", tmp_path / "same", "--baseline", "average", "--out", tmp_path / "out", "--jobs", 1)
+    _quick("--data", tmp_path / "same", "--baseline", "average", "maximum", "--out", tmp_path / "out")
 
     def refuse(constant):
         raise AssertionError(f"{constant} is no JSON")
 
     summary = json.loads((tmp_path / "out" / "summary.json").read_text(), parse_constant=refuse)
     assert summary["sets"]["same"]["methods"]["average"]["PSNR"] is None
+    assert summary["sets"]["same"]["differences"]["maximum"]["PSNR"]["mean"] == 0  # both infinite: a tie
     assert "| inf |" in (tmp_path / "out" / "summary.md").read_text().replace("**", "")

@@ -137,11 +137,18 @@ def start_node(node_command, domains, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def shared_node(node_command, domains, tmp_path_factory):
-    """One fusion node for a module."""
+def start_shared_node(node_command, domains, tmp_path_factory):
+    """Starts fusion nodes that end with the module."""
     nodes: list[NodeProcess] = []
-    yield _starter(node_command, domains, tmp_path_factory, nodes)()
-    nodes[0].close()
+    yield _starter(node_command, domains, tmp_path_factory, nodes)
+    for node in nodes:
+        node.close()
+
+
+@pytest.fixture(scope="module")
+def shared_node(start_shared_node):
+    """One fusion node for a module."""
+    return start_shared_node()
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +178,7 @@ class Client:
         self.received = defaultdict(list)
         self.subscriptions = {}
         self.publishers = {}
+        self.compressed = False
         self.reports = []
         self.node.create_subscription(DiagnosticArray, "/diagnostics", self._on_report, 50)
         # in the past, so that an age is never negative however fast the pairs are published
@@ -231,15 +239,17 @@ class Client:
 
     # cameras
 
-    def cameras(self, *, reliability="RELIABLE", infos=True, names=None):
+    def cameras(self, *, reliability="RELIABLE", infos=True, names=None, compressed=False):
         """Advertise both cameras, and wait until the node has subscribed with what they offer."""
         from rclpy.qos import QoSProfile, ReliabilityPolicy
-        from sensor_msgs.msg import CameraInfo, Image
+        from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
+        self.compressed = compressed
+        kind, suffix = (CompressedImage, "/compressed") if compressed else (Image, "")
         qos = QoSProfile(depth=10, reliability=ReliabilityPolicy[reliability])
         for stream in ("thermal", "rgb"):
             name = (names or {}).get(stream, stream)
-            self.publishers[stream] = self.node.create_publisher(Image, f"/{name}/image_raw", qos)
+            self.publishers[stream] = self.node.create_publisher(kind, f"/{name}/image_raw{suffix}", qos)
             if infos:
                 self.publishers[f"{stream} info"] = self.node.create_publisher(
                     CameraInfo, f"/{name}/camera_info", qos
@@ -267,6 +277,16 @@ class Client:
         message.header.frame_id = f"{stream}_optical"
         return message
 
+    def send(self, stream: str, image) -> None:
+        """Publish an image as this camera does: as it is, or as a PNG."""
+        if self.compressed:
+            from isfl_ros.ros.compressed import compressed_message
+
+            shape = (image.height, image.width, 3) if image.encoding == "rgb8" else (image.height, image.width)
+            pixels = np.frombuffer(image.data, np.uint8).reshape(shape)
+            image = compressed_message(pixels, encoding=image.encoding, header=image.header, format="png")
+        self.publishers[stream].publish(image)
+
     def next_stamp(self) -> int:
         self.stamp_ns += 100_000_000
         return self.stamp_ns
@@ -274,8 +294,8 @@ class Client:
     def publish_pair(self, *, stamp: int | None = None, skew_ns=0, **kwargs) -> int:
         """Publish a pair `skew_ns` apart; returns the RGB stamp."""
         stamp = stamp or self.next_stamp()
-        self.publishers["thermal"].publish(self.image("thermal", stamp + skew_ns, **kwargs))
-        self.publishers["rgb"].publish(self.image("rgb", stamp, **kwargs))
+        self.send("thermal", self.image("thermal", stamp + skew_ns, **kwargs))
+        self.send("rgb", self.image("rgb", stamp, **kwargs))
         return stamp
 
     # what the node publishes
@@ -283,11 +303,12 @@ class Client:
     def listen(self, *topics: str):
         """Subscribe to these outputs and no others, and wait until a pair reaches each of them."""
         from diagnostic_msgs.msg import DiagnosticArray
-        from sensor_msgs.msg import CameraInfo, Image
+        from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
+        kinds = {"camera_info": CameraInfo, "status": DiagnosticArray, "compressed": CompressedImage}
         self.deaf()
         for topic in topics:
-            kind = {"camera_info": CameraInfo, "status": DiagnosticArray}.get(topic.split("/")[-1], Image)
+            kind = kinds.get(topic.split("/")[-1], Image)
             self.subscriptions[topic] = self.node.create_subscription(
                 kind, f"/fusion/{topic}", lambda message, topic=topic: self.received[topic].append(message), 50
             )
@@ -383,3 +404,49 @@ def shared_client(shared_node):
 def fake_client(fake_node):
     """A client of the node with the fake pipeline, both cameras connected."""
     yield from _connected(fake_node)
+
+
+@pytest.fixture(scope="module")
+def _rigs(fake_command, domains, tmp_path_factory):
+    """Makes cameras and a listener around a new node with the fake pipeline (see rig.py), or gives the ones that are
+    there; SIGTERM ends the nodes that are left at the end of the module."""
+    from rig import NODE_PARAMETERS, Rig
+
+    nodes: list[NodeProcess] = []
+    rigs: dict[str, Rig] = {}
+    start = _starter(fake_command, domains, tmp_path_factory, nodes)
+
+    def give(reference: str) -> Rig:
+        rig = rigs.get(reference)
+        if rig is None or rig.node.process.poll() is not None:
+            if rig is not None:
+                rig.client.close()
+            node = start(
+                environment={"FAKE_PICTURE": "mixed"}, parameters={**NODE_PARAMETERS, "reference": reference}
+            )
+            rigs[reference] = Rig(node, Client(node.domain), reference=reference)
+        return rigs[reference]
+
+    yield give
+    for rig in rigs.values():
+        rig.client.close()
+    for node in nodes:
+        node.close(signal.SIGTERM)
+
+
+@pytest.fixture
+def shared_rig(_rigs):
+    """Gives the rig of the module with this reference camera, ready for a row."""
+    used = []
+
+    def give(reference: str):
+        rig = _rigs(reference)
+        rig.reset()
+        used.append(rig)
+        return rig
+
+    yield give
+    for rig in used:
+        if rig.recovery is not None:  # seen with -rP
+            pairs, seconds = rig.recovery
+            print(f"shown again: good pair number {pairs + 1}, {seconds:.3f} s after the first was sent")

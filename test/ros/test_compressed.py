@@ -16,14 +16,21 @@ from isfl_ros.ros import compressed
 from isfl_ros.ros.compressed import (
     COMPRESSED_CAUSES,
     FORMATS,
-    MAX_PIXELS,
     MAX_SCANS,
     check_compressed,
     compressed_message,
     decode_compressed_rgb,
     decode_compressed_thermal,
 )
-from isfl_ros.ros.messages import MAX_SIDE, RGB_ENCODINGS, MalformedImage, decode_rgb, decode_thermal, image_message
+from isfl_ros.ros.messages import (
+    MAX_PIXELS,
+    MAX_SIDE,
+    RGB_ENCODINGS,
+    MalformedImage,
+    decode_rgb,
+    decode_thermal,
+    image_message,
+)
 
 HEIGHT, WIDTH = 33, 47
 

@@ -16,11 +16,14 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from isfl_ros.ros.compressed import COMPRESSED_CAUSES, MAX_PIXELS, decode_compressed_rgb, decode_compressed_thermal
+from isfl_ros.images import GAIN_MODES, GainControl, GainControlConfig
+from isfl_ros.ros.compressed import COMPRESSED_CAUSES, decode_compressed_rgb, decode_compressed_thermal
+from isfl_ros.ros.inputs import RawReader
 from isfl_ros.ros.messages import (
     CAUSES,
     ENCODINGS,
     RGB_ENCODINGS,
+    MAX_PIXELS,
     THERMAL_ENCODINGS,
     MalformedImage,
     decode_rgb,
@@ -120,6 +123,62 @@ def test_raw_messages_of_any_kind(stream, encoding, width, height, step, size, b
     )
     if isinstance(result, np.ndarray):
         assert_picture(result, stream, height, width)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    encoding=st.sampled_from([*THERMAL_ENCODINGS]),
+    width=st.integers(32, 40),
+    height=st.integers(32, 40),
+    padding=st.integers(0, 9),
+    more=st.integers(0, 9),
+    flat=st.booleans(),
+    big=st.integers(0, 1),
+)
+def test_whether_a_picture_repeats_is_told_from_its_own_bytes(encoding, width, height, padding, more, flat, big):
+    """Not from those around the data, nor those between its rows."""
+    layout = THERMAL_ENCODINGS[encoding]
+    step = layout.row_bytes(width) + padding
+    data = bytearray(noise(width * height, step * height + more))
+    if flat:
+        for row in range(height):
+            data[row * step : row * step + layout.row_bytes(width)] = bytes([7]) * layout.row_bytes(width)
+
+    def compared(message):
+        number = RawReader("thermal", decode_rgb).read(message).fingerprint()
+        return np.array([-1 if number is None else number])
+
+    fields = {"encoding": encoding, "width": width, "height": height, "step": step, "is_bigendian": big, "header": None}
+    (number,) = outcome(compared, CAUSES, bytes(data), **fields)
+    assert (number == -1) == flat
+    for place in (layout.row_bytes(width), step * height - 1, len(data) - 1):  # bytes that are no pixels, if there are any
+        other = bytearray(data)
+        other[place] ^= 0xFF
+        outside = place >= step * height or place % step >= layout.row_bytes(width)
+        assert (outcome(compared, CAUSES, bytes(other), **fields)[0] == number) == outside
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    big=st.integers(0, 1),
+    special=st.lists(st.sampled_from([np.nan, np.inf, -np.inf, 3.4e38, -3.4e38, 1e-45, 0.0, -0.0, 300.0]), max_size=6),
+    share=st.floats(0.0, 1.0),
+    mode=st.sampled_from(GAIN_MODES),
+)
+@pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
+def test_floats_of_any_kind_become_pixels_or_are_missing(seed, big, special, share, mode):
+    """What goes on to the network lies in 0 to 1 at every pixel, and nothing that is no number counts as seen."""
+    raw = np.frombuffer(noise(seed, 4 * 33 * 47), ">f4" if big else "<f4").copy()
+    if special:
+        places = np.random.default_rng(seed).random(raw.size) < share
+        raw[places] = np.resize(np.array(special, np.float32), raw.size)[places]
+    fields = {"encoding": "32FC1", "width": 47, "height": 33, "step": 188, "is_bigendian": big}
+    pixels = outcome(decode_thermal, CAUSES, raw.tobytes(), **fields)
+    picture, valid = GainControl(GainControlConfig(mode=mode)).apply(pixels, stamp_s=1.0)
+    assert picture.dtype == np.float32 and picture.min() >= 0.0 and picture.max() <= 1.0
+    seen = np.isfinite(raw.astype(np.float32)).reshape(33, 47)
+    np.testing.assert_array_equal(np.ones_like(seen) if valid is None else valid, seen)
 
 
 # compressed messages

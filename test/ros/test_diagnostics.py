@@ -28,6 +28,8 @@ def input_facts(stream, **changes):
         stream=stream,
         topic=f"/{stream}/image_raw",
         publishers=1,
+        publisher_names="/camera",
+        elsewhere=None,
         reliability="reliable",
         incompatibility=None,
         counts=counts(),
@@ -57,8 +59,12 @@ def facts(*, thermal=None, rgb=None, **changes):
         slop_ms=50.0,
         thermal_offset_ms=0.0,
         closest_miss_ms=None,
+        registration={"registration": "none"},
+        unregistered=None,
+        concern=None,
         size_mismatch=None,
         failure=None,
+        unreachable=None,
         paired_since=10,
         fused_since=10,
         latency={"network": (12.5, 20.0)},
@@ -103,6 +109,21 @@ INCOMPATIBLE = "incompatible QoS on /thermal/image_raw: reliability requested re
     "changes, level, message",
     [
         ({"publishers": 0, "since": counts(0, 0)}, ERROR, "no publisher on /thermal/image_raw"),
+        (
+            {"publishers": 0, "elsewhere": "/x has one: set thermal.transport to raw"},
+            ERROR,
+            "no publisher on /thermal/image_raw, but /x has one: set thermal.transport to raw",
+        ),
+        (
+            {"publishers": 2, "publisher_names": "/a, /b"},
+            WARN,
+            "2 publishers on /thermal/image_raw: /a, /b",
+        ),
+        (
+            {"since": counts(10, 0, truncated=6, undecodable=4), "malformed": "thermal image has 3 bytes"},
+            ERROR,
+            "10 of 10 messages refused: thermal image has 3 bytes",
+        ),
         ({"since": counts(0, 0), "incompatibility": INCOMPATIBLE}, ERROR, INCOMPATIBLE),
         ({"incompatibility": INCOMPATIBLE}, WARN, INCOMPATIBLE),
         ({"since": counts(0, 0)}, ERROR, "no message on /thermal/image_raw, though it has 1 publisher(s)"),
@@ -163,10 +184,27 @@ def test_causes_of_processing():
         "2 pairs could not be fused: RuntimeError: x",
     )
     assert processing(since=counts(10, 0, no_subscriber=10)) == (OK, "idle: no output has a subscriber")
+    assert processing(since=counts(10, 0, no_subscriber=10), unreachable="incompatible QoS on /x: ...") == (
+        WARN,
+        "incompatible QoS on /x: ...",
+    )
+    assert processing(since=counts(10, 5, rate_limited=5), fused_since=5) == (
+        OK,
+        "OK, rate limited: 5 pairs came too soon",
+    )
     assert processing(since=counts(10, 4, superseded=6), fused_since=4) == (
         OK,
         "OK, slower than the cameras: 6 pairs gave way to newer ones",
     )
+
+
+def test_cameras_that_are_not_registered_and_a_registration_that_looks_wrong():
+    said = entries(facts(unregistered="no camera_info on /x", trouble="CUDA failed", registration={"registration": "calibrated"}))
+    level, message, values = said["fusion: processing"]
+    assert (level, message) == (WARN, "cameras not registered: no camera_info on /x")
+    assert values["registration"] == "calibrated"
+    level, message, _ = entries(facts(concern="homography: turned round?"))["fusion: processing"]
+    assert (level, message) == (WARN, "the registration looks wrong: homography: turned round?")
 
 
 def test_an_inactive_node_says_so_and_keeps_its_counts():

@@ -27,6 +27,7 @@ ARGUMENTS = {
     "use_sim_time",
     "log_level",
     "autostart",
+    "enclave",
 }
 
 
@@ -112,6 +113,22 @@ def test_the_nodes_it_makes(launch_module):
         "/fusion/gate/overlay": "/front/fusion/gate/overlay",
     }
     assert set(dict(pairs)) == rviz_topics()
+
+
+def test_the_enclave_goes_to_the_node_and_to_nothing_else(launch_module):
+    from launch import LaunchContext
+    from launch.actions import DeclareLaunchArgument
+
+    context = LaunchContext()
+    for entity in launch_module.generate_launch_description().entities:
+        if isinstance(entity, DeclareLaunchArgument):
+            entity.execute(context)
+    (plain,) = launch_module.make_nodes(context)
+    context.launch_configurations.update({"rviz": "true", "enclave": "/vehicle/fusion"})
+    fusion, rviz = launch_module.make_nodes(context)
+    assert "--enclave" not in plain._Node__ros_arguments and rviz._Node__ros_arguments is None
+    arguments = fusion._Node__ros_arguments
+    assert arguments[arguments.index("--enclave") + 1] == "/vehicle/fusion"
 
 
 @pytest.mark.parametrize(

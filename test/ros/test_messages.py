@@ -12,6 +12,7 @@ from std_msgs.msg import Header
 from isfl_ros.ros.messages import (
     CAUSES,
     ENCODINGS,
+    MAX_PIXELS,
     MAX_SIDE,
     RGB_ENCODINGS,
     THERMAL_ENCODINGS,
@@ -173,6 +174,7 @@ def good(encoding: str = "rgb8") -> Image:
         ({"height": 31}, "bad_size"),
         ({"width": MAX_SIDE + 1}, "bad_size"),
         ({"height": 2**32 - 1}, "bad_size"),
+        ({"width": MAX_SIDE, "height": MAX_PIXELS // MAX_SIDE + 1}, "bad_size"),
         ({"step": 143}, "step_smaller_than_row"),
         ({"step": 0}, "step_smaller_than_row"),
         ({"step": 145}, "data_shorter_than_step_times_height"),

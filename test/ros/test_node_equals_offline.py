@@ -7,11 +7,16 @@ import pytest
 from std_msgs.msg import Header
 
 from isfl_ros.cli.main import main
+from isfl_ros.images import to_uint8
 from isfl_ros.io.folders import read_rgb, read_thermal, write_png
 from isfl_ros.io.sequences import Frame, night_drive_sequence
+from isfl_ros.pipeline import FusionPipeline, PipelineConfig
 from isfl_ros.ros.messages import image_message
 
 pytestmark = pytest.mark.dds
+
+
+THERMAL_ENCODINGS = {"uint8": "mono8", "uint16": "mono16", "float32": "32FC1"}
 
 
 def through_the_node(client, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
@@ -21,7 +26,7 @@ def through_the_node(client, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
     for stream, pixels in (("thermal", frame.thermal), ("rgb", frame.rgb)):
         header = Header(frame_id=f"{stream}_optical")
         header.stamp.sec, header.stamp.nanosec = divmod(stamp, 10**9)
-        encoding = "rgb8" if stream == "rgb" else {"uint8": "mono8", "uint16": "mono16"}[pixels.dtype.name]
+        encoding = "rgb8" if stream == "rgb" else THERMAL_ENCODINGS[pixels.dtype.name]
         client.publishers[stream].publish(image_message(pixels, encoding=encoding, header=header))
     fused, gate = (client.arrived(topic, stamp) for topic in ("fused/image", "gate/image"))
     shape = frame.rgb.shape
@@ -53,3 +58,23 @@ def test_real_pair(shared_client, tmp_path, real_data):
     stem = "FLIR_00288"
     thermal, rgb = (real_data / "roadscene" / folder / f"{stem}.jpg" for folder in ("ir", "vi"))
     assert_equal_to_one_level(shared_client, tmp_path, Frame(read_thermal(thermal), read_rgb(rgb), None))
+
+
+def test_thermal_pictures_with_missing_pixels(shared_client):
+    """32FC1 with NaN and infinity: in a part of the picture, then in all of it, which is as good as no thermal picture."""
+    frame = night_drive_sequence(1, width=161, height=121, rate_hz=5, seed=3)[0]
+    holes = frame.thermal.astype(np.float32)
+    holes[20:70, 30:100] = np.nan
+    holes[90, ::3], holes[100, ::3] = np.inf, -np.inf
+    nothing = np.full_like(holes, np.nan)
+    pipeline = FusionPipeline(PipelineConfig())
+    try:
+        whole = pipeline.fuse(frame.thermal, frame.rgb, gate=True)
+        for thermal, offline in ((holes, holes), (nothing, None)):
+            wanted = pipeline.fuse(offline, frame.rgb, gate=True)
+            got = through_the_node(shared_client, Frame(thermal, frame.rgb, None))
+            for one, other, undamaged in zip(got, (wanted.rgb, to_uint8(wanted.gate)), (whole.rgb, to_uint8(whole.gate))):
+                assert np.abs(one.astype(int) - other).max() <= 1
+                assert np.abs(one.astype(int) - undamaged).max() > 10, "missing pixels make a difference"
+    finally:
+        pipeline.close()

@@ -11,6 +11,7 @@ from isfl_ros.images import GainControlConfig
 from isfl_ros.pipeline import PipelineConfig
 from isfl_ros.resources import shared_directory
 from isfl_ros.ros.parameters import BY_NAME, TABLE, settings_from
+from isfl_ros.ros.registrar import RegistrationConfig
 
 DEFAULTS = {parameter.name: parameter.default for parameter in TABLE}
 
@@ -84,6 +85,28 @@ def test_values_are_checked_together():
         settings_from(DEFAULTS | {"agc.low_percentile": 60.0, "agc.high_percentile": 40.0})
     with pytest.raises(InputError, match="warmup.width"):
         settings_from(DEFAULTS | {"warmup.width": 16})
+
+
+def test_registration_is_checked_as_a_whole():
+    homography, calibrated = {"registration.mode": "homography"}, {"registration.mode": "calibrated"}
+    with pytest.raises(InputError, match="registration.homography_file; expected a file"):
+        settings_from(DEFAULTS | homography)
+    settings = settings_from(DEFAULTS | homography | {"registration.homography_file": "h.yaml"})
+    assert (settings.registration.mode, settings.registration.homography_file) == ("homography", "h.yaml")
+    turned = {"registration.transform.qx": 0.5}
+    settings_from(DEFAULTS | calibrated | turned)  # TF is asked, not the parameters
+    settings_from(DEFAULTS | {"registration.transform.source": "parameters"} | turned)
+    with pytest.raises(InputError, match="qx, qy, qz and qw; expected a quaternion of length 1; got 0.5, 0, 0, 1"):
+        settings_from(DEFAULTS | calibrated | {"registration.transform.source": "parameters"} | turned)
+
+
+def test_registration_has_the_defaults_of_its_config_and_each_its_own_field():
+    assert settings_from(DEFAULTS).registration == RegistrationConfig()
+    names = [f"registration.transform.{axis}" for axis in ("x", "y", "z", "qx", "qy", "qz", "qw")]
+    values = {name: (number + 1) / 10 for number, name in enumerate(names)}
+    config = settings_from(DEFAULTS | values | {"registration.plane_depth_m": 3}).registration
+    assert (config.translation, config.quaternion, config.plane_depth_m) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6, 0.7), 3.0)
+    assert all(BY_NAME[name].live for name in (*names, "registration.plane_depth_m"))
 
 
 def test_no_warm_up():

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 from array import array
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,8 +12,12 @@ from sensor_msgs.msg import CameraInfo, Image
 
 from isfl_ros.backends.frame import RawFrame
 from isfl_ros.pipeline import FusionResult, PipelineConfig
+from isfl_ros.registration import Registration
 from isfl_ros.ros.accounting import Ledger
+from isfl_ros.ros.compressed import FORMATS, decode_compressed_rgb
+from isfl_ros.ros.inputs import RawReader, Refusals
 from isfl_ros.ros.jobs import Frame, HoldJob, PairJob, SingleJob
+from isfl_ros.ros.messages import MalformedImage, decode_rgb
 from isfl_ros.ros.outputs import TABLE, Outputs
 from isfl_ros.ros.parameters import TABLE as PARAMETERS
 from isfl_ros.ros.parameters import settings_from
@@ -52,6 +57,8 @@ class Publisher:
     def get_subscription_count(self):
         return int(self.name in self.subscribed)
 
+    is_activated = False
+
     def publish(self, message):
         self.sent.append(self.name)
         self.messages[self.name] = message
@@ -60,36 +67,48 @@ class Publisher:
 class Bench:
     def __init__(self, *, gates=True, reference="rgb", **parameters):
         self.subscribed, self.sent, self.said, self.messages = set(), [], [], {}
-        names = {output.topic: name for name, output in TABLE.items()}
+        names = {output.topic + "/compressed" * output.is_compressed: name for name, output in TABLE.items()}
         node = SimpleNamespace(
+            resolve_topic_name=lambda topic: topic,
+            destroy_lifecycle_publisher=lambda publisher: None,
             create_lifecycle_publisher=lambda kind, topic, qos, **_: Publisher(
                 names[topic], self.subscribed, self.sent, self.messages
-            )
-        )
-        self.ledger = Ledger(STREAMS)
-        self.pipeline = Pipeline()
-        self.processor = PairProcessor(
-            pipeline=self.pipeline,
-            outputs=Outputs(node, gates=gates),
-            ledger=self.ledger,
-            settings=settings_from({p.name: p.default for p in PARAMETERS} | {"reference": reference} | parameters),
-            now_ns=lambda: 12 * SECOND,
-            log=SimpleNamespace(
-                info=lambda cause, text: self.said.append(cause),
-                warning=lambda cause, text: self.said.append(cause),
-                error=lambda cause, text: self.said.append(cause),
             ),
         )
+        log = SimpleNamespace(
+            info=lambda cause, text: self.said.append(cause),
+            warning=lambda cause, text: self.said.append(cause),
+            error=lambda cause, text: self.said.append(cause),
+        )
+        self.ledger = Ledger(STREAMS)
+        self.refusals = Refusals(self.ledger, log)
+        self.pipeline = Pipeline()
+        self.registrar = SimpleNamespace(registration=Registration(), missing=None)
+        self.outputs = Outputs(node, gates=gates)
+        self.processor = PairProcessor(
+            pipeline=self.pipeline,
+            outputs=self.outputs,
+            ledger=self.ledger,
+            refusals=self.refusals,
+            registrar=self.registrar,
+            settings=settings_from({p.name: p.default for p in PARAMETERS} | {"reference": reference} | parameters),
+            now_ns=lambda: 12 * SECOND,
+            log=log,
+        )
 
-    def job(self, *, thermal="mono8", size=(40, 50), value=0):
+    def job(self, *, thermal="mono8", size=(40, 50), value=0, stamp=11):
+        """Thermal a second before RGB."""
         frames = []
         for stream, encoding, (height, width) in (("thermal", thermal, size), ("rgb", "rgb8", (40, 50))):
             step = width * (3 if encoding == "rgb8" else 1)
             message = Image(width=width, height=height, encoding=encoding, step=step)
             message.data = array("B", bytes([value]) * (step * height))
-            message.header.stamp.sec = 10 if stream == "thermal" else 11
+            seconds = stamp - 1 if stream == "thermal" else stamp
+            message.header.stamp.sec, rest = divmod(round(seconds * SECOND), SECOND)
+            message.header.stamp.nanosec = rest
             message.header.frame_id = stream
-            frames.append(Frame(self.ledger.receive(stream), message, time.monotonic_ns()))
+            image = RawReader(stream, decode_rgb).read(message)
+            frames.append(Frame(self.ledger.receive(stream), image, time.monotonic_ns()))
         return PairJob(Pair(*frames, skew_ns=-SECOND), time.monotonic_ns())
 
     def single(self, stream, *, stamp=None, **kwargs):
@@ -117,8 +136,9 @@ def test_without_a_subscriber_nothing_is_computed():
 @pytest.mark.parametrize("name", TABLE)
 def test_only_what_is_subscribed_is_published_and_the_gate_only_where_it_shows(name):
     bench = Bench()
+    bench.outputs.set_compressed("png")
     bench.subscribed.add(name)
-    bench.processor.camera_info = CameraInfo(width=50, height=40)
+    bench.processor.camera_infos["rgb"] = CameraInfo(width=50, height=40)
     bench.processor.process(bench.job())
     assert bench.sent == [name]
     assert bench.pipeline.asked == [(name in ("gate", "overlay", "side_by_side"), 11.0)]
@@ -145,7 +165,7 @@ def test_a_pair_given_up_while_it_is_fused_is_not_published():
 def test_calibration_of_another_size_is_not_published(size, published):
     bench = Bench()
     bench.subscribed.update(("fused", "camera_info"))
-    bench.processor.camera_info = CameraInfo(width=size[0], height=size[1])
+    bench.processor.camera_infos["rgb"] = CameraInfo(width=size[0], height=size[1])
     bench.processor.process(bench.job())
     assert set(bench.sent) == ({"fused", "camera_info"} if published else {"fused"})
     assert bench.said == ([] if published else ["camera_info size"])
@@ -191,7 +211,7 @@ def test_a_palettised_camera_is_mentioned():
 def test_a_picture_fused_alone_says_so(stream):
     bench = Bench()
     bench.subscribed.update(("fused", "camera_info", "status"))
-    bench.processor.camera_info = CameraInfo(width=50, height=40)
+    bench.processor.camera_infos["rgb"] = CameraInfo(width=50, height=40)
     bench.processor.process(bench.job())
     bench.processor.process(bench.single(stream, stamp=20))
     assert bench.pipeline.missing == set(STREAMS) - {stream}
@@ -244,11 +264,11 @@ def test_the_held_picture_keeps_its_stamp_and_is_called_held():
     bench.subscribed.update(("fused", "camera_info", "status", "gate"))
     bench.processor.process(HoldJob())
     assert bench.sent == [], "there is nothing to hold yet"
-    bench.processor.camera_info = CameraInfo(width=50, height=40)
+    bench.processor.camera_infos["rgb"] = CameraInfo(width=50, height=40)
     bench.processor.process(bench.job())
     first, fused = dict(bench.messages), bench.ledger.snapshot()
     bench.sent.clear()
-    bench.processor.camera_info = CameraInfo(width=50, height=40, distortion_model="another")
+    bench.processor.camera_infos["rgb"] = CameraInfo(width=50, height=40, distortion_model="another")
     bench.processor.process(HoldJob())
     assert sorted(bench.sent) == ["camera_info", "fused", "gate", "status"]
     assert bench.messages["fused"] == first["fused"] and bench.messages["camera_info"] == first["camera_info"]
@@ -273,6 +293,144 @@ def test_a_new_session_holds_nothing_of_the_last():
     bench.processor.start_session()
     bench.processor.process(HoldJob())
     assert bench.sent == ["fused"]
+
+
+def spoil(job, *streams):
+    """The same job, but the worker will find out that these messages are no pictures."""
+
+    def refuse():
+        raise MalformedImage("undecodable", "image is damaged")
+
+    frames = {
+        name: replace(frame, message=replace(frame.message, decode=refuse)) if name in streams else frame
+        for name, frame in job.frames.items()
+    }
+    if isinstance(job, SingleJob):
+        return replace(job, frame=frames[job.stream])
+    return replace(job, pair=replace(job.pair, **frames))
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+def test_the_partner_of_a_picture_that_cannot_be_decoded_is_fused_alone(stream):
+    bench = Bench()
+    bench.subscribed.update(("fused", "status"))
+    (other,) = set(STREAMS) - {stream}
+    bench.processor.process(spoil(bench.job(), stream))
+    assert bench.pipeline.missing == {stream}
+    assert bench.status()[1]["mode"] == f"{other}_only" and bench.status()[1]["stamp_skew_ms"] == "none"
+    assert bench.messages["fused"].header.stamp.sec == {"thermal": 10, "rgb": 11}[other]
+    counts = bench.ledger.snapshot()
+    assert (counts[stream].fused, counts[stream].dropped, counts[stream].pending) == (0, {"undecodable": 1}, 0)
+    assert (counts[other].fused, counts[other].dropped, counts[other].pending) == (1, {}, 0)
+    assert bench.refusals.last(stream) == "image is damaged" and bench.said == [f"{stream} undecodable"]
+
+
+@pytest.mark.parametrize("mode", ["hold", "stop"])
+@pytest.mark.parametrize("stream", STREAMS)
+def test_where_no_picture_is_fused_alone_the_partner_is_dropped(mode, stream):
+    bench = Bench(**{"degraded.mode": mode})
+    bench.subscribed.update(("fused", "status"))
+    bench.processor.process(bench.job())
+    bench.sent.clear()
+    bench.processor.process(spoil(bench.job(stamp=12), stream))
+    assert len(bench.pipeline.asked) == 1
+    assert bench.sent == (["fused", "status"] if mode == "hold" else [])
+    assert bench.status()[1]["mode"] == ("held" if mode == "hold" else "pair")
+    (other,) = set(STREAMS) - {stream}
+    counts = bench.ledger.snapshot()
+    assert (counts[stream].dropped, counts[other].dropped) == ({"undecodable": 1}, {"partner_malformed": 1})
+    assert counts[stream].pending == counts[other].pending == 0
+
+
+@pytest.mark.parametrize("mode", ["single", "hold"])
+def test_nothing_is_left_of_a_pair_of_damaged_pictures(mode):
+    bench = Bench(**{"degraded.mode": mode})
+    bench.subscribed.add("fused")
+    bench.processor.process(spoil(bench.job(), *STREAMS))
+    bench.processor.process(spoil(bench.single("rgb"), "rgb"))
+    assert bench.pipeline.asked == bench.sent == []
+    assert bench.ledger.snapshot()["thermal"].dropped == {"undecodable": 1}
+
+
+def test_pictures_above_the_rate_are_dropped_before_they_are_decoded():
+    bench = Bench(**{"output.max_rate_hz": 10.0})
+    bench.subscribed.add("fused")
+    stamps = [20.0 + index / 30 for index in range(30)]
+    for stamp in stamps:
+        job = bench.job(stamp=stamp)
+        wanted = len(bench.sent)
+        bench.processor.process(job if abs(stamp * 10 - round(stamp * 10)) < 1e-6 else spoil(job, *STREAMS))
+        assert len(bench.sent) - wanted == (abs(stamp * 10 - round(stamp * 10)) < 1e-6)
+    assert bench.outcome() == (10, {"rate_limited": 20}, 0)
+
+
+def test_the_rate_of_a_picture_alone_is_that_of_a_pair():
+    """By the stamp in the clock of the reference camera: when one camera dies, the schedule goes on."""
+    bench = Bench(**{"output.max_rate_hz": 1.0, "sync.thermal_offset_ms": 1000.0})
+    bench.subscribed.add("fused")
+    bench.processor.process(bench.job(stamp=20))
+    bench.processor.process(bench.single("thermal", stamp=19))  # 20 s there: outdated, were it not too soon
+    assert bench.ledger.snapshot()["thermal"].dropped == {"rate_limited": 1}
+    bench.processor.process(bench.single("thermal", stamp=20))
+    bench.processor.process(bench.single("rgb", stamp=22))
+    assert bench.sent == ["fused"] * 3
+
+
+def test_a_pair_that_failed_leaves_its_place_in_the_rate():
+    bench = Bench(**{"output.max_rate_hz": 1.0})
+    bench.subscribed.add("fused")
+    with pytest.raises(RuntimeError):
+        bench.processor.process(bench.job(value=13, stamp=20))
+    bench.processor.process(bench.job(stamp=20.1))
+    assert bench.sent == ["fused"]
+
+
+def test_costly_pictures_have_a_rate_of_their_own():
+    bench = Bench(**{"debug.max_rate_hz": 1.0})
+    bench.subscribed.update(("fused", "overlay", "side_by_side"))
+    for stamp in (20, 20.2, 20.4, 21):
+        bench.processor.process(bench.job(stamp=stamp))
+    assert bench.sent.count("fused") == 4
+    assert bench.sent.count("overlay") == bench.sent.count("side_by_side") == 2
+    assert [gate for gate, _ in bench.pipeline.asked] == [True, False, False, True]
+    bench.subscribed.remove("fused")
+    bench.processor.process(bench.job(stamp=21.2))
+    assert bench.outcome() == (4, {"rate_limited": 1}, 0), "nothing else is wanted: the network does not run"
+
+
+def test_a_held_picture_is_not_repeated_more_often_than_pictures_come():
+    bench = Bench(**{"output.max_rate_hz": 0.1})
+    bench.subscribed.add("fused")
+    bench.processor.process(bench.job())
+    for _ in range(5):
+        bench.processor.process(HoldJob())
+    assert bench.sent == ["fused"] * 2
+
+
+@pytest.mark.parametrize("encoding", ["rgb8", "mono8"])
+@pytest.mark.parametrize("compression", FORMATS)
+def test_the_compressed_picture_is_the_other_one_compressed(compression, encoding):
+    bench = Bench(**{"output.encoding": encoding})
+    bench.outputs.set_compressed(compression)
+    bench.subscribed.update(("fused", "fused_compressed"))
+    bench.processor.process(bench.job(value=80))
+    raw, packed = bench.messages["fused"], bench.messages["fused_compressed"]
+    assert packed.header == raw.header
+    target = {"rgb8": "bgr8", "mono8": "mono8" if compression == "jpeg" else ""}[encoding]
+    assert packed.format == f"{encoding}; {compression} compressed {target}"
+    pixels = decode_compressed_rgb(packed)
+    assert np.abs(pixels.astype(int) - decode_rgb(raw)).max() <= (0 if compression == "png" else 1)
+
+
+def test_the_compressed_picture_comes_and_goes_while_others_are_published():
+    bench = Bench()
+    bench.subscribed.update(("fused", "fused_compressed"))
+    for stamp, compression in ((20, None), (21, "png"), (22, "jpeg"), (23, None)):
+        bench.outputs.set_compressed(compression)
+        bench.processor.process(bench.job(stamp=stamp))
+        sent, bench.sent[:] = list(bench.sent), []
+        assert sent == (["fused"] if compression is None else ["fused", "fused_compressed"])
+    assert "jpeg" in bench.messages["fused_compressed"].format
 
 
 def test_a_failure_is_counted_and_kept_in_one_line():

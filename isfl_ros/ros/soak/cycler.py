@@ -15,8 +15,8 @@ import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
+from rclpy.executors import ExternalShutdownException
 from rclpy.qos import QoSProfile, ReliabilityPolicy
-from rclpy.signals import SignalHandlerOptions
 from rclpy.utilities import remove_ros_args
 from sensor_msgs.msg import Image
 
@@ -104,7 +104,7 @@ def main(args: list[str] | None = None) -> int:
     except InputError as error:
         print(f"soak_cycler: error: {error}", file=sys.stderr)
         return 2
-    rclpy.init(args=argv, signal_handler_options=SignalHandlerOptions.NO)
+    rclpy.init(args=argv)
     cycler = Cycler(options.node)
     try:
         for _ in sys.stdin:
@@ -112,7 +112,7 @@ def main(args: list[str] | None = None) -> int:
     except Failure as failure:
         print(json.dumps({"error": str(failure)}), flush=True)
         return 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, ExternalShutdownException):
         pass
     finally:
         rclpy.try_shutdown()

@@ -17,10 +17,9 @@ import time
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
-from rclpy.executors import SingleThreadedExecutor
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
-from rclpy.signals import SignalHandlerOptions
 from rclpy.utilities import remove_ros_args
 from sensor_msgs.msg import Image
 
@@ -87,7 +86,7 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--input", default="/rgb/image_raw", help="topic of the RGB camera (default: %(default)s)")
     parser.add_argument("--out", required=True, help="file to write")
     options = parser.parse_args(remove_ros_args(argv)[1:])
-    rclpy.init(args=argv, signal_handler_options=SignalHandlerOptions.NO)
+    rclpy.init(args=argv)
     # a line at a time: somebody reads along
     with open(options.out, "w", buffering=1, encoding="utf-8") as file:
         node = SoakListener(options, lambda line: file.write(json.dumps(line) + "\n"))
@@ -95,7 +94,7 @@ def main(args: list[str] | None = None) -> int:
         executor.add_node(node)
         try:
             executor.spin()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, ExternalShutdownException):
             pass
         finally:
             rclpy.try_shutdown()
