@@ -981,20 +981,19 @@ class Wiring:
         self.pairs, self.alone, self.held, self.events, self.now = [], [], 0, [], 0
         self.router = Router(self.matcher, self.ledger, say=self.events.append, now_ns=lambda: self.now)
         self.router.start(self, config)
+        self.router._supervisor.woke = lambda now_ns: None  # as if the node had listened all the time
 
     def on_image(self, stream, stamp, arrived, pixels=None):
         """Returns the route."""
         self.now = arrived
         ticket = self.ledger.receive(stream)
-        with mock.patch.object(Supervisor, "woke"):  # as if the node had listened all the time
-            self.router.offer(stream, stamp, Frame(ticket, stamp, arrived), pixels)
+        self.router.offer(stream, stamp, Frame(ticket, stamp, arrived), pixels)
         return self.router._supervisor.route(stream, arrived)
 
     def on_timer(self, now):
         self.now = now
         flushed = len(self.events)
-        with mock.patch.object(Supervisor, "woke"):
-            self.router.watch()
+        self.router.watch()
         if any(event.flush for event in self.events[flushed:]):
             assert self.matcher.pending == {"thermal": 0, "rgb": 0}
 
