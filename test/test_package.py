@@ -16,7 +16,7 @@ import isfl_ros
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "isfl_ros"
-ROS = {"rclpy", "sensor_msgs", "std_msgs", "diagnostic_msgs", "rcl_interfaces", "builtin_interfaces", "cv_bridge", "message_filters", "launch", "launch_ros"}
+ROS = {"rclpy", "sensor_msgs", "std_msgs", "diagnostic_msgs", "rcl_interfaces", "builtin_interfaces", "geometry_msgs", "tf2_ros", "lifecycle_msgs", "cv_bridge", "message_filters", "launch", "launch_ros"}
 # Folder -> parts of the package that it may import besides itself and the leaves.
 LEAVES = {"errors", "images", "device", "resources", "visualization", "io", "__init__", "registration"}
 ALLOWED = {

@@ -47,7 +47,7 @@ def process_state(pid: int) -> ProcessState:
             files=Counter(_each(folder / "fd", lambda entry: os.readlink(entry).partition(":[")[0])),
             cpu_s=(int(clock[11]) + int(clock[12])) / os.sysconf("SC_CLK_TCK"),
         )
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):  # the latter: it has ended, and its parent has not noticed yet
         raise ProcessLookupError(f"no process {pid}") from None
 
 

@@ -388,10 +388,15 @@ def _watch(graph: _Graph, run: Recording, tail: _Tail, processes: Mapping[str, s
     while processes["player"].poll() is None:
         graph.check()
         tail.read()
-        for name, process in processes.items():
-            with contextlib.suppress(ProcessLookupError):  # the player may just have ended
-                run.states.setdefault(name, []).append((time.time_ns(), process_state(process.pid)))
-        run.busy_s.append((time.time_ns(), busy_seconds()))
+        busy_s, at_ns = busy_seconds(), time.time_ns()
+        try:
+            states = {name: process_state(process.pid) for name, process in processes.items()}
+        except ProcessLookupError:  # the player has just ended
+            continue
+        for name, state in states.items():
+            run.states.setdefault(name, []).append((at_ns, state))
+        own_s = sum(state.cpu_s for state in states.values()) + time.process_time()
+        run.others_s.append((at_ns, busy_s - own_s))
         now = time.monotonic()
         if not run.pictures:
             begin = now

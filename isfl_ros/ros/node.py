@@ -384,8 +384,10 @@ class FusionNode(LifecycleNode):
 
     def _mode(self) -> str:
         """What is published now, or would be if somebody looked."""
-        mode, registration = self._router.mode, self._registration
-        if mode != "pair" or registration is None or registration.registrar.registration is not None:
+        mode = self._router.mode
+        unregistered = self._registration is not None and self._registration.registrar.registration is None
+        misfit = self._processor is not None and self._processor.size_mismatch is not None
+        if mode != "pair" or not (unregistered or misfit):
             return mode
         alone = {"single": f"{self.settings.reference}_only", "hold": "held", "stop": "none"}
         return alone[self.settings.degraded.mode]

@@ -186,8 +186,8 @@ TABLE: tuple[Parameter, ...] = (
         name="sync.thermal_offset_ms",
         default=0.0,
         description="Milliseconds added to thermal stamps before they are compared: a known clock offset.",
-        minimum=-1e12,
-        maximum=1e12,
+        minimum=-4e12,  # a camera that counts from when it was started, beside one that knows the date: 1.8e12
+        maximum=4e12,
         live=True,
     ),
     Parameter(

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -21,6 +18,7 @@ from isfl_ros.ros.accounting import Ledger
 from isfl_ros.ros.camera_info import picture_size
 from isfl_ros.ros.inputs import CameraImage, Refusals
 from isfl_ros.ros.jobs import Frame, HoldJob, Job, PairJob
+from isfl_ros.ros.latency import Latency
 from isfl_ros.ros.logging_bridge import OnceLog
 from isfl_ros.ros.messages import NANOSECONDS, MalformedImage, stamp_nanoseconds
 from isfl_ros.ros.outputs import COSTLY, Outputs
@@ -29,21 +27,8 @@ from isfl_ros.ros.rates import Rates
 from isfl_ros.ros.registrar import Registrar
 from isfl_ros.ros.sync import STREAMS, TIME_JUMP_NS
 
-STAGES = (
-    "wait_for_pair",
-    "wait_for_worker",
-    "decode",
-    "preprocess",
-    "network",
-    "postprocess",
-    "publish",
-    "total",
-    "age",
-)
-"""Latency stages in the order in which they happen; `total` and `age` span them (docs/node.md says from where)."""
-
-WINDOW = 200
-"""Pairs over which latencies are summed up."""
+Frames = Mapping[str, Frame[CameraImage]]
+"""By stream."""
 
 
 @dataclass(frozen=True)
@@ -54,31 +39,6 @@ class Published:
     header: Header
     camera_info: CameraInfo | None
     skew_ms: float | None
-
-
-class Latency:
-    """Milliseconds by stage over the last `WINDOW` pairs; from any thread."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._pairs: deque[dict[str, float]] = deque(maxlen=WINDOW)
-
-    def add(self, stages_ms: dict[str, float]) -> None:
-        """Take in one pair: a value for each of `STAGES`."""
-        with self._lock:
-            self._pairs.append(stages_ms)
-
-    def summary(self) -> dict[str, tuple[float, float]]:
-        """Stage -> (median, 95th percentile); empty before the first pair."""
-        with self._lock:
-            pairs = list(self._pairs)
-        if not pairs:
-            return {}
-        columns = {stage: sorted(pair[stage] for pair in pairs) for stage in STAGES}
-        return {
-            stage: (statistics.median(values), values[min(len(values) - 1, int(0.95 * len(values)))])
-            for stage, values in columns.items()
-        }
 
 
 class PairProcessor:
@@ -140,7 +100,7 @@ class PairProcessor:
         """By the monotonic clock: a held picture has its old stamp."""
 
     def process(self, job: Job) -> None:
-        """Fuse and publish a pair or a single message, or drop it: nobody listens, it came too soon, sizes differ."""
+        """Fuse and publish a pair or a single message, or drop it: nobody listens, it came too soon, it is no picture."""
         if isinstance(job, HoldJob):
             self._publish_again()
             return
@@ -156,27 +116,12 @@ class PairProcessor:
             self._ledger.drop("rate_limited", *job.tickets)
             return
         registration = self._registrar.registration
-        if registration is None and isinstance(job, PairJob):
-            why = self._registrar.missing
-            self._log.warning(f"unregistered {why}", f"cameras not registered: {why}")
-            frames = self._without_other(frames, "unregistered")
-            if not frames:
-                return
-        thermal, rgb = (frames[name].message if name in frames else None for name in STREAMS)
-        if registration is not None and registration.mode == "none" and isinstance(job, PairJob):
-            self.size_mismatch = _size_mismatch(thermal, rgb)
-            if self.size_mismatch is not None:
-                self._ledger.drop("size_mismatch", *job.tickets)
-                self._log.error("size_mismatch", self.size_mismatch)
-                return
-
-        if thermal is not None and thermal.palettised:
-            self._log.info("palettised", f"thermal images are {thermal.encoding}: palettised, their luma is taken")
-        pixels = self._decode(frames)
-        if pixels.keys() < frames.keys():
-            frames = self._without_refused(frames, pixels)
-            if not frames:
-                return
+        frames = self._in_one_frame(frames, registration)
+        if not frames:
+            return
+        frames, pixels = self._decode(frames)
+        if not frames:
+            return
         decoded = time.monotonic_ns()
 
         source, picture = self._source(frames)
@@ -228,27 +173,42 @@ class PairProcessor:
             }
         )
 
-    def _decode(self, frames: Mapping[str, Frame[CameraImage]]) -> dict[str, np.ndarray]:
-        """Pixels by stream, without those of messages that turn out to be no pictures, which are dropped."""
+    def _in_one_frame(self, frames: Frames, registration: Registration | None) -> Frames:
+        """What is to be fused of these frames: all, if the pictures can be brought into one frame, or there is but one."""
+        if len(frames) < len(STREAMS):
+            return frames
+        if registration is None:
+            why = self._registrar.missing
+            self._log.warning(f"unregistered {why}", f"cameras not registered: {why}")
+            return self._without_other(frames, "unregistered")
+        if registration.mode == "none":
+            self.size_mismatch = _size_mismatch(*(frames[name].message for name in STREAMS))
+            if self.size_mismatch is not None:
+                self._log.error("size_mismatch", self.size_mismatch)
+                return self._without_other(frames, "size_mismatch")
+        return frames
+
+    def _decode(self, frames: Frames) -> tuple[Frames, dict[str, np.ndarray]]:
+        """What is to be fused of these frames, and its pixels by stream. A message that turns out to be no picture is dropped.
+
+        Its camera brings no pictures, and that is treated as if it brought no messages, from the first one on: whoever
+        is seen by the other camera must not wait until it is given up. It never is, as its messages look good.
+        """
+        thermal = frames.get("thermal")
+        if thermal is not None and thermal.message.palettised:
+            text = f"thermal images are {thermal.message.encoding}: palettised, their luma is taken"
+            self._log.info("palettised", text)
         pixels = {}
         for name, frame in frames.items():
             try:
                 pixels[name] = frame.message.decode()
             except MalformedImage as error:
                 self._refusals.add(name, frame.ticket, error)
-        return pixels
+        if pixels.keys() == frames.keys():
+            return frames, pixels
+        return self._alone({name: frames[name] for name in pixels}, "partner_malformed"), pixels
 
-    def _without_refused(
-        self, frames: Mapping[str, Frame[CameraImage]], pixels: Mapping[str, np.ndarray]
-    ) -> dict[str, Frame[CameraImage]]:
-        """What is to be fused of a pair of which a message was refused: the other alone, if anything.
-
-        Its camera brings no pictures, and that is treated as if it brought no messages, from the first one on: whoever
-        is seen by the other camera must not wait until it is given up. It never is, as its messages look good.
-        """
-        return self._alone({name: frame for name, frame in frames.items() if name in pixels}, "partner_malformed")
-
-    def _without_other(self, frames: Mapping[str, Frame[CameraImage]], reason: str) -> dict[str, Frame[CameraImage]]:
+    def _without_other(self, frames: Frames, reason: str) -> Frames:
         """What is to be fused of a pair that cannot be brought into one frame: the reference alone, if anything.
 
         Fused one over the other, the pictures would show everybody twice, and in the wrong place once.
@@ -257,7 +217,7 @@ class PairProcessor:
         self._ledger.drop(reason, left.pop(self.settings.other).ticket)
         return self._alone(left, reason)
 
-    def _alone(self, left: dict[str, Frame[CameraImage]], reason: str) -> dict[str, Frame[CameraImage]]:
+    def _alone(self, left: Frames, reason: str) -> Frames:
         """What is left of a pair, where one camera may be fused alone; else it is dropped for `reason`."""
         if self.settings.degraded.mode == "single":
             return left
@@ -267,8 +227,8 @@ class PairProcessor:
         return {}
 
     def _without_misfit(
-        self, frames: Mapping[str, Frame[CameraImage]], registration: Registration, error: SizeMismatch
-    ) -> tuple[Mapping[str, Frame[CameraImage]], Registration | None]:
+        self, frames: Frames, registration: Registration, error: SizeMismatch
+    ) -> tuple[Frames, Registration | None]:
         """What is to be fused, and how, where the other camera's picture does not fit the registration."""
         self.size_mismatch = f"size mismatch: {error}"
         self._log.error(self.size_mismatch, self.size_mismatch)
@@ -278,7 +238,7 @@ class PairProcessor:
 
     def _fuse(
         self,
-        frames: Mapping[str, Frame[CameraImage]],
+        frames: Frames,
         pixels: Mapping[str, np.ndarray],
         registration: Registration | None,
         **how,
@@ -298,7 +258,7 @@ class PairProcessor:
             self.size_mismatch = None
         return result
 
-    def _source(self, frames: Mapping[str, Frame[CameraImage]]) -> tuple[str, CameraImage]:
+    def _source(self, frames: Frames) -> tuple[str, CameraImage]:
         """The stream, and its picture, that the fused picture takes its stamp and calibration from."""
         settings = self.settings
         name = settings.reference if settings.reference in frames else settings.other

@@ -414,6 +414,11 @@ class Rig:
         topics = [f"{stream}/{name}" for name in ("image_raw", "camera_info")]
         return all(self.publishers[topic].get_subscription_count() == 1 for topic in topics)
 
+    @property
+    def stamp_ns(self) -> int:
+        """The clock of the RGB camera."""
+        return self._stamp
+
     def jump(self, seconds: float) -> None:
         """Set the clocks of both cameras forward, or back."""
         # never onto a stamp that was there before

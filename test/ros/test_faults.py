@@ -8,8 +8,11 @@ back, except after a jump. What becomes of a camera that is given up is in test_
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import signal
+import subprocess
+import sys
 from array import array
 from pathlib import Path
 
@@ -59,6 +62,17 @@ def test_stamps_a_little_further_apart_than_the_slop_are_named_with_their_distan
     rig.finish()
 
 
+def test_a_camera_that_counts_from_its_start_beside_one_that_knows_the_date(rig):
+    """An offset of half a century is within a microsecond of what was asked for: slop and stamps are kept."""
+    rig.ahead_ns = -(rig.stamp_ns - 12 * 10**9)
+    said = r"the clocks of the cameras disagree: closest stamps were 1\d{9}\.\d s apart"
+    rig.says("pairing", "ERROR", said)
+    rig.set(sync_thermal_offset_ms=-rig.ahead_ns * 1e-6)
+    rig.recover()
+    rig.until_well()
+    rig.finish()
+
+
 @pytest.mark.parametrize("seconds", [-100.0, -1.2, pytest.param(-3600.0, marks=pytest.mark.slow)])
 def test_time_jumps_back(rig, seconds):
     rig.run(3)
@@ -67,6 +81,27 @@ def test_time_jumps_back(rig, seconds):
     rig.recover()
     rig.says("pairing", "WARN", "time jumped back: pairing was reset")
     assert rig.dropped()["thermal"] == {"time_jump": 1}
+    rig.finish()
+
+
+def test_a_clock_is_set_back_by_less_than_a_jump(rig):
+    """Half a second of pictures is as old as what was shown already; then new ones come."""
+    rig.run(3)
+    rig.jump(-0.5)
+    rig.recover()
+    rig.finish()
+    assert 8 <= rig.recovery[0] <= 11
+    for row in rig.dropped().values():
+        assert row == {"out_of_order": rig.recovery[0]}
+
+
+def test_time_jumps_back_to_just_before_the_last_picture_that_was_shown(rig):
+    """While nothing was shown, time went on: a jump that lands a little before the last picture is a jump all the same."""
+    rig.set(degraded_timeout_ms=200.0, degraded_mode="stop")
+    rig.run(5)
+    rig.run(40, thermal="silent")
+    rig.jump(-2.4)
+    rig.recover()
     rig.finish()
 
 
@@ -204,7 +239,9 @@ def test_both_sizes_change_in_mid_stream(rig):
 @pytest.mark.parametrize("stream", ["thermal", "rgb"])
 def test_one_size_changes_in_mid_stream(rig, stream):
     rig.run(3)
-    small = lambda shot: [shot.take(pixels=np.ascontiguousarray(shot.pixels[:64, :80]), shown=None)]  # noqa: E731
+    # the reference camera is fused alone
+    shown = True if stream == "rgb" else None
+    small = lambda shot: [shot.take(pixels=np.ascontiguousarray(shot.pixels[:64, :80]), shown=shown)]  # noqa: E731
     rig.run(5, **{stream: small})
     sizes = {"thermal": "160x120", "rgb": "160x120", stream: "80x64"}
     report = rig.says(
@@ -214,9 +251,10 @@ def test_one_size_changes_in_mid_stream(rig, stream):
         **{stream: small},
     )
     assert report[f"fusion: input {stream}"][2]["size"] == "80x64"
+    assert report["fusion: pairing"][2]["mode"] == "rgb_only"
     rig.recover()
-    rig.finish()
-    assert rig.dropped()["rgb"]["size_mismatch"] == rig.dropped()["thermal"]["size_mismatch"] > 3
+    assert "rgb_only" in {picture.mode for picture in rig.finish()}
+    assert rig.dropped()["thermal"]["size_mismatch"] > 3 and not rig.dropped()["rgb"].get("size_mismatch")
 
 
 def thermal_as(encoding):
@@ -467,6 +505,39 @@ def test_subscribers_come_and_go(rig):
         rig.client.node.destroy_subscription(guest)
     rig.finish()
     assert sum(count > 0 for count in heard.values()) >= 4, heard
+    for stream, row in rig.dropped().items():
+        assert set(row) <= {"superseded"}, stream
+
+
+GUEST = """
+import sys, rclpy
+from rclpy.node import Node
+from sensor_msgs.msg import Image
+rclpy.init()
+node = Node("guest")
+node.create_subscription(Image, "/fusion/fused/image", lambda message: print("heard", flush=True), 5)
+rclpy.spin(node)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_listener_dies_or_hangs(rig, number):
+    """A process that listens reliably is killed, or stopped for some seconds: everybody else goes on seeing."""
+    environment = {**os.environ, "ROS_DOMAIN_ID": str(rig.node.domain), "PYTHONUNBUFFERED": "1"}
+    for _ in range(3):
+        with subprocess.Popen([sys.executable, "-c", GUEST], env=environment, stdout=subprocess.PIPE) as guest:
+            try:
+                os.set_blocking(guest.stdout.fileno(), False)
+                rig.until(guest.stdout.read, "a guest who sees something")
+                before = len(rig.pictures())
+                guest.send_signal(number)
+                rig.run(60)
+                assert len(rig.pictures()) - before > 50
+            finally:
+                guest.kill()
+    rig.recover()
+    rig.finish()
     for stream, row in rig.dropped().items():
         assert set(row) <= {"superseded"}, stream
 

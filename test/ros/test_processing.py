@@ -21,7 +21,8 @@ from isfl_ros.ros.messages import MalformedImage, decode_rgb
 from isfl_ros.ros.outputs import TABLE, Outputs
 from isfl_ros.ros.parameters import TABLE as PARAMETERS
 from isfl_ros.ros.parameters import settings_from
-from isfl_ros.ros.processing import STAGES, WINDOW, Latency, PairProcessor
+from isfl_ros.ros.latency import STAGES, WINDOW, Latency
+from isfl_ros.ros.processing import PairProcessor
 from isfl_ros.ros.sync import STREAMS, Pair
 
 SECOND = 10**9
@@ -187,15 +188,25 @@ def test_the_stamp_is_that_of_the_reference():
     assert bench.processor.latency.summary()["age"] == (2000.0, 2000.0)
 
 
-def test_sizes_that_differ_never_reach_the_pipeline():
+def test_of_pictures_whose_sizes_differ_the_reference_is_fused_alone():
     bench = Bench()
-    bench.subscribed.add("fused")
+    bench.subscribed.update(("fused", "status"))
     bench.processor.process(bench.job(size=(40, 48)))
-    assert bench.pipeline.asked == []
-    assert bench.outcome() == (0, {"size_mismatch": 1}, 0)
+    assert bench.pipeline.missing == {"thermal"}
+    assert bench.status()[1]["mode"] == "rgb_only"
+    assert bench.outcome() == (1, {}, 0) and bench.ledger.snapshot()["thermal"].dropped == {"size_mismatch": 1}
     assert "thermal is 48x40, rgb is 50x40" in bench.processor.size_mismatch
     bench.processor.process(bench.job())
     assert bench.processor.size_mismatch is None
+
+
+@pytest.mark.parametrize("mode", ["hold", "stop"])
+def test_pictures_whose_sizes_differ_follow_the_degraded_mode(mode):
+    bench = Bench(**{"degraded.mode": mode})
+    bench.subscribed.add("fused")
+    bench.processor.process(bench.job(size=(40, 48)))
+    assert bench.pipeline.asked == [] and bench.sent == []
+    assert bench.outcome() == (0, {"size_mismatch": 1}, 0)
 
 
 def test_a_palettised_camera_is_mentioned():
