@@ -146,7 +146,9 @@ class _Graph:
         """
         for name, process in self._running.items():
             if process.poll() not in (None, 0) or (process.poll() == 0 and name != "player"):
-                raise PartFailed(f"the {name} ended with status {process.returncode}: see {LOGS}/{self._part}.{name}.log")
+                raise PartFailed(
+                    f"the {name} ended with status {process.returncode}: see {LOGS}/{self._part}.{name}.log"
+                )
 
     @staticmethod
     def _end(process: subprocess.Popen) -> None:
@@ -219,7 +221,10 @@ def run_soak(config: SoakConfig) -> dict[str, dict]:
             with contextlib.ExitStack() as stack:
                 findings, details = PARTS[part](config, _Graph(config, part, stack), alone)
         except PartFailed as failure:
-            findings, details = [Finding(name="all processes do their part", passed=False, figure=str(failure))], {"complete": True}
+            findings, details = (
+                [Finding(name="all processes do their part", passed=False, figure=str(failure))],
+                {"complete": True},
+            )
         document = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -252,11 +257,16 @@ def _alone(config: SoakConfig) -> dict:
         raise InputError("isfl benchmark failed", got=(done.stderr.strip().splitlines() or ["nothing said"])[-1])
     row = json.loads(path.read_text())["frame"][0]
     rate = 1e3 / row["timing"]["median_ms"]
-    print(f"{row['implementation']} {row['precision']}: {row['timing']['median_ms']:.1f} ms a pair, {rate:.2f} Hz alone", flush=True)
-    return {"rate_hz": rate, "measured": True} | {key: row[key] for key in ("implementation", "precision", "timing", "stages")}
+    print(
+        f"{row['implementation']} {row['precision']}: {row['timing']['median_ms']:.1f} ms a pair, {rate:.2f} Hz alone",
+        flush=True,
+    )
+    return {"rate_hz": rate, "measured": True} | {
+        key: row[key] for key in ("implementation", "precision", "timing", "stages")
+    }
 
 
-# -- parts ----------------------------------------------------------------------------------------------------------------
+# -- parts ------------------------------------------------------------------------------------------------------------
 
 
 def sustained(config: SoakConfig, graph: _Graph, alone: dict) -> tuple[list[Finding], dict]:
@@ -291,12 +301,15 @@ def lifecycle(config: SoakConfig, graph: _Graph, alone: dict | None) -> tuple[li
             error = answer.get("error")
             if error is None:
                 graph.check()
-                cycles.append(Cycle(state=_aftermath(node.pid, cycles), seconds=answer["seconds"], fused=answer["fused"]))
+                cycles.append(
+                    Cycle(state=_aftermath(node.pid, cycles), seconds=answer["seconds"], fused=answer["fused"])
+                )
             if cycles and time.monotonic() - told > _PROGRESS_S:
                 told = time.monotonic()
                 state = cycles[-1].state
                 print(
-                    f"  {len(cycles)} of {config.cycles} cycles: resident {state.memory_bytes['resident'] / 1e6:.1f} MB,"
+                    f"  {len(cycles)} of {config.cycles} cycles:"
+                    f" resident {state.memory_bytes['resident'] / 1e6:.1f} MB,"
                     f" {state.threads.total()} threads, {state.files.total()} files",
                     flush=True,
                 )
@@ -439,13 +452,21 @@ def _aftermath(pid: int, cycles: list[Cycle]) -> ProcessState:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status 0 when everything was as required, 1 when something was not, 2 for bad input, 130 for an interrupt."""
+    """Exit status 0 when everything was as required, 1 when not, 2 for bad input, 130 for an interrupt."""
     default = SoakConfig(out=Path())
-    parser = argparse.ArgumentParser(prog="python -m isfl_ros.benchmarks.soak", description=__doc__.partition("\n\n")[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder for the documents, docs/benchmarks/NAME for example")
+    parser = argparse.ArgumentParser(
+        prog="python -m isfl_ros.benchmarks.soak", description=__doc__.partition("\n\n")[0]
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for the documents, docs/benchmarks/NAME for example"
+    )
     parser.add_argument("--parts", nargs="+", default=default.parts, metavar="NAME", help=f"some of {', '.join(PARTS)}")
-    parser.add_argument("--minutes", type=float, default=default.minutes, help="of the parts that play (default: %(default)g)")
-    parser.add_argument("--cycles", type=int, default=default.cycles, help="of the part lifecycle (default: %(default)s)")
+    parser.add_argument(
+        "--minutes", type=float, default=default.minutes, help="of the parts that play (default: %(default)g)"
+    )
+    parser.add_argument(
+        "--cycles", type=int, default=default.cycles, help="of the part lifecycle (default: %(default)s)"
+    )
     parser.add_argument("--size", default=default.size, help="of the pictures (default: %(default)s)")
     parser.add_argument("--model", default=default.model, help="model folder or shipped name (default: %(default)s)")
     parser.add_argument("--device", default=default.device, choices=DEVICES, help="default: %(default)s")
@@ -465,7 +486,9 @@ def main(argv: list[str] | None = None) -> int:
     finally:
         signal.signal(signal.SIGTERM, before)
     wrong = [part for part, document in results.items() if not document["passed"]]
-    print(f"{len(results) - len(wrong)} of {len(results)} parts passed" + (f"; not: {', '.join(wrong)}" if wrong else ""))
+    print(
+        f"{len(results) - len(wrong)} of {len(results)} parts passed" + (f"; not: {', '.join(wrong)}" if wrong else "")
+    )
     return 1 if wrong else 0
 
 

@@ -43,7 +43,7 @@ class Windows:
 
     @classmethod
     def of(cls, seconds: float) -> Windows:
-        """For a run of 20 minutes: the first minute, two minutes, one minute; a quarter of the run where that is less."""
+        """For 20 minutes: the first minute, two minutes, one minute; a quarter of the run where that is less."""
         quarter = seconds / 4.0
         return cls(settle_s=min(60.0, quarter), latency_s=min(120.0, quarter), memory_s=min(60.0, quarter))
 
@@ -127,7 +127,7 @@ def is_settled(reports: list[tuple[int, dict]]) -> bool:
     return len(last) == 2 and last[0] == last[1] and all(counts["pending"] == 0 for counts in last[1])
 
 
-# -- findings -----------------------------------------------------------------------------------------------------------
+# -- findings ---------------------------------------------------------------------------------------------------------
 
 
 def input_rate(run: Recording) -> Finding:
@@ -177,7 +177,8 @@ def lost_in_transport(run: Recording) -> Finding:
     return Finding(
         name="lost by DDS (sent - received)",
         passed=None,
-        figure=f"thermal {before['thermal']}, rgb {before['rgb']} of {len(run.sent_ns)}; behind the node {behind['image']}",
+        figure=f"thermal {before['thermal']}, rgb {before['rgb']} of {len(run.sent_ns)};"
+        f" behind the node {behind['image']}",
         values={"sent": len(run.sent_ns), "before_the_node": before, "behind_the_node": behind},
     )
 
@@ -213,7 +214,9 @@ def drops_after_settling(run: Recording) -> Finding:
     drops = {}
     for stream in STREAMS:
         first, last = (stream_counts(report, stream)["dropped"] for report in (before, run.reports[-1][1]))
-        drops[stream] = {reason: count - first.get(reason, 0) for reason, count in last.items() if count != first.get(reason, 0)}
+        drops[stream] = {
+            reason: count - first.get(reason, 0) for reason, count in last.items() if count != first.get(reason, 0)
+        }
     worst = max(sum(counts.values()) for counts in drops.values())
     return Finding(
         name=name,
@@ -268,7 +271,9 @@ def latency_growth(run: Recording) -> list[Finding]:
         _percentile95([p.age_ms for p in run.pictures if begin <= p.stamp_ns < end])
         for begin, end in _minutes(run.start_ns, run.end_ns)
     ]
-    limit = f"less than {LATENCY_LIMIT:.0%}, first {windows.latency_s:.0f} s after {windows.settle_s:.0f} s against last"
+    limit = (
+        f"less than {LATENCY_LIMIT:.0%}, first {windows.latency_s:.0f} s after {windows.settle_s:.0f} s against last"
+    )
     return [
         _growth("p95 of the age grows", p95, limit, {"age_p95_ms_by_minute": by_minute}),
         _growth("p95 of total (arrival to published) grows", totals, limit, {}),
@@ -286,9 +291,9 @@ def age_bound(run: Recording) -> Finding:
     - transport: what the pair that was sent next took from its stamp to the worker. The listener measures it on the
       same topic and at the same time, for the last picture of the pair.
 
-    So ``age - period - processing`` is how long the next pair had been stamped when the worker became free and took this
-    one: in a node with room for one waiting pair, the newest, that is never longer than the next pair travelled. A queue
-    of two makes it a whole period longer for every picture.
+    So ``age - period - processing`` is how long the next pair had been stamped when the worker became free and took
+    this one: in a node with room for one waiting pair, the newest, that is never longer than the next pair travelled.
+    A queue of two makes it a whole period longer for every picture.
 
     The travel is the longest of the run, not that of the very pair: listener and node are different processes, and the
     one may be held up where the other is not.
@@ -403,7 +408,7 @@ def lifecycle_findings(cycles: list[Cycle], wanted: int) -> list[Finding]:
     return [done, memory, *leftovers, told]
 
 
-# -- parts --------------------------------------------------------------------------------------------------------------
+# -- parts ------------------------------------------------------------------------------------------------------------
 
 
 def _share(samples: list[tuple[int, float]]) -> float:
@@ -425,7 +430,9 @@ def _memory(run: Recording, begin_ns: int, end_ns: int) -> dict[str, float]:
 
 
 def _total_p95(run: Recording, begin_ns: int, end_ns: int) -> float | None:
-    values = [report["fusion: processing"].get("total_ms.p95") for at_ns, report in run.reports if begin_ns <= at_ns <= end_ns]
+    values = [
+        report["fusion: processing"].get("total_ms.p95") for at_ns, report in run.reports if begin_ns <= at_ns <= end_ns
+    ]
     known = [float(value) for value in values if value is not None]
     return statistics.median(known) if known else None
 

@@ -39,8 +39,8 @@ def simulate(
 ) -> Recording:
     """What a node leaves behind that fuses one pair at a time and lets `waiting` others wait.
 
-    The cameras are steady; pairs travel; the worker takes the newest or the oldest that waits, and with no room the oldest
-    goes. Processing gets slower by the fraction `slows` over the run, memory grows by the fraction `leak`.
+    The cameras are steady; pairs travel; the worker takes the newest or the oldest that waits, and with no room the
+    oldest goes. Processing gets slower by the fraction `slows` over the run, memory grows by the fraction `leak`.
     """
     rng = np.random.default_rng(1)
     count = round(60 * minutes * rate_hz)
@@ -72,13 +72,20 @@ def simulate(
         run.pictures.append(Picture(stamp_ns=stamp, mode="pair", age_ms=(free_ns - stamp) / MS))
         while next_report <= free_ns:
             total = processing_ms * (1 + slows * part)
-            run.reports.append((next_report, report(received, fused, pending=len(queue), dropped={"superseded": dropped}, total_ms=total)))
+            run.reports.append(
+                (
+                    next_report,
+                    report(received, fused, pending=len(queue), dropped={"superseded": dropped}, total_ms=total),
+                )
+            )
             resident = 500e6 * (1 + leak * part) + 100e3 * rng.random()
             states = {"node": (resident, 1.2), "player": (50e6, 0.02)}
             for name, (memory, share) in states.items():
                 state = node_state(memory, cpu_s=share * (next_report - START) * 1e-9)
                 run.states.setdefault(name, []).append((next_report, state))
-            burst = 0.9 * max(0, next_report - START - 200 * 10**9) / 10**9 if next_report <= START + 210 * 10**9 else 9.0
+            burst = (
+                0.9 * max(0, next_report - START - 200 * 10**9) / 10**9 if next_report <= START + 210 * 10**9 else 9.0
+            )
             run.others_s.append((next_report, 0.1 * (next_report - START) * 1e-9 + burst))
             next_report += 10**9
     for later in (1, 2):
@@ -274,9 +281,7 @@ def test_the_state_of_a_process_is_that_of_the_process(tmp_path):
         "print('there', flush=True); sys.stdin.readline(); stop.set(); file.close(); del kept\n"
         "[thread.join() for thread in threads]; print('gone', flush=True); sys.stdin.read()"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, str(go)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
+    process = subprocess.Popen([sys.executable, "-c", program, str(go)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         process.stdout.readline()
         state = process_state(process.pid)

@@ -1,8 +1,9 @@
 """A consumer of the node's outputs as a detector would be, in a process of its own; run as a script by the tests.
 
-Pairs fused/image, fused/camera_info, gate/image and fused/status of /fusion by exact stamp. Says `ready` once it knows the
-publishers of all four; then, for every message, a line of JSON: `{"topic": .., "stamp": ns, "frame_id": .., "first": ..}`
-(the value of the first byte of a picture), and `{"complete": ns}` when a stamp has all four.
+Pairs fused/image, fused/camera_info, gate/image and fused/status of /fusion by exact stamp. Says `ready` once it knows
+the publishers of all four; then, for every message, a line of JSON:
+`{"topic": .., "stamp": ns, "frame_id": .., "first": first byte of a picture}`, and `{"complete": ns}` when a stamp has
+all four.
 """
 
 from __future__ import annotations

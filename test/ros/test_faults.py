@@ -238,10 +238,9 @@ def test_both_sizes_change_in_mid_stream(rig):
 
 @pytest.mark.parametrize("stream", ["thermal", "rgb"])
 def test_one_size_changes_in_mid_stream(rig, stream):
+    """Pictures of different sizes cannot be laid over each other: the reference camera is shown alone."""
     rig.run(3)
-    # the reference camera is fused alone
-    shown = True if stream == "rgb" else None
-    small = lambda shot: [shot.take(pixels=np.ascontiguousarray(shot.pixels[:64, :80]), shown=shown)]  # noqa: E731
+    small = lambda shot: [shot.take(pixels=np.ascontiguousarray(shot.pixels[:64, :80]))]  # noqa: E731
     rig.run(5, **{stream: small})
     sizes = {"thermal": "160x120", "rgb": "160x120", stream: "80x64"}
     report = rig.says(
@@ -251,10 +250,9 @@ def test_one_size_changes_in_mid_stream(rig, stream):
         **{stream: small},
     )
     assert report[f"fusion: input {stream}"][2]["size"] == "80x64"
-    assert report["fusion: pairing"][2]["mode"] == "rgb_only"
     rig.recover()
-    assert "rgb_only" in {picture.mode for picture in rig.finish()}
-    assert rig.dropped()["thermal"]["size_mismatch"] > 3 and not rig.dropped()["rgb"].get("size_mismatch")
+    modes = [picture.mode for picture in rig.finish()]
+    assert rig.dropped()["thermal"]["size_mismatch"] == modes.count("rgb_only") > 3
 
 
 def thermal_as(encoding):

@@ -41,9 +41,7 @@ def begun(log: Path) -> list[int]:
 
 
 def test_the_pair_that_is_fused_is_the_newest_that_had_arrived(start_node, make_client, gate, log):
-    node = start_node(
-        GATED, parameters={"qos.depth": 100}, environment={"FAKE_LOG": str(log), "FAKE_GATE": str(gate)}
-    )
+    node = start_node(GATED, parameters={"qos.depth": 100}, environment={"FAKE_LOG": str(log), "FAKE_GATE": str(gate)})
     client = make_client(node)
     client.cameras()
     client.listen("fused/image", "fused/status")
@@ -120,8 +118,13 @@ def exact_accounting(document: dict) -> dict:
 
 def test_a_steady_overload_keeps_pictures_young(tmp_path, domains, fake_command, capsys):
     config = small_soak(
-        tmp_path, domains, fake_command,
-        parts=("overloaded",), overload_hz=120.0, minutes=0.1, environment={"FAKE_DELAY_S": "0.03"},
+        tmp_path,
+        domains,
+        fake_command,
+        parts=("overloaded",),
+        overload_hz=120.0,
+        minutes=0.1,
+        environment={"FAKE_DELAY_S": "0.03"},
     )
     (document,) = run_soak(config).values()
     assert json.loads((tmp_path / "overloaded.json").read_text()) == document and document["complete"]

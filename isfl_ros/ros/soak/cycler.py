@@ -1,6 +1,6 @@
 """``python -m isfl_ros.ros.soak.cycler``: takes a fusion node through its life, once for every line it reads.
 
-Of a cycle: configure, activate, pairs until some have been fused, deactivate, cleanup. Answers each line with one line of JSON:
+A cycle: configure, activate, pairs until some have been fused, deactivate, cleanup. Answers each line with one of JSON:
 ``{"seconds": {transition: s}, "sent": n, "fused": n}``, or ``{"error": text}`` and the end.
 """
 
@@ -57,7 +57,11 @@ class Cycler(SteadyPlayer):
         seconds["pictures"] = time.monotonic() - start
         for label in ("deactivate", "cleanup"):
             seconds[label] = self._transition(label)
-        return {"seconds": {name: round(value, 4) for name, value in seconds.items()}, "sent": sent, "fused": self._fused}
+        return {
+            "seconds": {name: round(value, 4) for name, value in seconds.items()},
+            "sent": sent,
+            "fused": self._fused,
+        }
 
     def _on_status(self, message: DiagnosticArray) -> None:
         self._fused += message.status[0].message == "pair"
@@ -94,7 +98,9 @@ class Cycler(SteadyPlayer):
 def main(args: list[str] | None = None) -> int:
     """Works until its input ends; 1 after a failure, 2 for bad input."""
     argv = sys.argv if args is None else ["soak_cycler", *args]
-    parser = argparse.ArgumentParser(prog="python -m isfl_ros.ros.soak.cycler", description=__doc__.partition("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m isfl_ros.ros.soak.cycler", description=__doc__.partition("\n\n")[0]
+    )
     parser.add_argument("--node", default="/fusion", help="full name of the node (default: %(default)s)")
     parser.add_argument("--size", default="640x480", help="of the pictures (default: %(default)s)")
     parser.add_argument("--pairs", type=int, default=3, help="to be fused in each cycle (default: %(default)s)")

@@ -81,7 +81,9 @@ class SoakListener(Node):
 def main(args: list[str] | None = None) -> int:
     """Listens until SIGINT."""
     argv = sys.argv if args is None else ["soak_listener", *args]
-    parser = argparse.ArgumentParser(prog="python -m isfl_ros.ros.soak.listener", description=__doc__.partition("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m isfl_ros.ros.soak.listener", description=__doc__.partition("\n\n")[0]
+    )
     parser.add_argument("--node", default="/fusion", help="full name of the node (default: %(default)s)")
     parser.add_argument("--input", default="/rgb/image_raw", help="topic of the RGB camera (default: %(default)s)")
     parser.add_argument("--out", required=True, help="file to write")

@@ -59,7 +59,9 @@ def prepare(size: str, *, distinct: int, rate_hz: float, seed: int = 0) -> list[
     if distinct < 2:
         raise InputError("--distinct out of range", expected="2 or more", got=str(distinct))
     width, height = parse_size(size)
-    return [PreparedPair(f) for f in night_drive_sequence(distinct, width=width, height=height, rate_hz=rate_hz, seed=seed)]
+    return [
+        PreparedPair(f) for f in night_drive_sequence(distinct, width=width, height=height, rate_hz=rate_hz, seed=seed)
+    ]
 
 
 class SteadyPlayer(PairPlayer):
@@ -80,7 +82,9 @@ class SteadyPlayer(PairPlayer):
         return all(publisher.wait_for_all_acked(limit) for publisher in self._images.values())
 
 
-def play(player: SteadyPlayer, pairs: list[PreparedPair], *, rate_hz: float, seconds: float, stamps_ns: list[int]) -> None:
+def play(
+    player: SteadyPlayer, pairs: list[PreparedPair], *, rate_hz: float, seconds: float, stamps_ns: list[int]
+) -> None:
     """Send pairs on a fixed schedule; a slot that went by while the player could not run stays empty.
 
     Args:
@@ -100,12 +104,16 @@ def play(player: SteadyPlayer, pairs: list[PreparedPair], *, rate_hz: float, sec
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """Arguments after those of ROS were taken out."""
-    parser = argparse.ArgumentParser(prog="python -m isfl_ros.ros.soak.player", description=__doc__.partition("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m isfl_ros.ros.soak.player", description=__doc__.partition("\n\n")[0]
+    )
     parser.add_argument("--size", default="640x480", help="of the pictures (default: %(default)s)")
     parser.add_argument("--distinct", type=int, default=40, help="pairs that are rendered (default: %(default)s)")
     parser.add_argument("--rate", type=float, required=True, help="pairs a second")
     parser.add_argument("--seconds", type=float, required=True, help="how long to play")
-    parser.add_argument("--wait", type=float, default=60.0, help="seconds to wait for subscribers (default: %(default)s)")
+    parser.add_argument(
+        "--wait", type=float, default=60.0, help="seconds to wait for subscribers (default: %(default)s)"
+    )
     parser.add_argument("--summary", required=True, help="JSON file to write at the end: the stamps that were sent")
     return parser.parse_args(argv)
 
