@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import statistics
 import time
 from dataclasses import dataclass, field
@@ -167,7 +168,8 @@ class FusionPipeline:
         """Frees the network and, on CUDA, its memory. The pipeline cannot be used afterwards."""
         if self._backend is not None:
             self._backend.close()
-        self._backend = None
+            self._backend = None
+            gc.collect()  # what libraries tie into reference cycles is large, and the collector counts objects, not bytes
 
     def fuse(
         self,

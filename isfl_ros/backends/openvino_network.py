@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import sys
 import warnings
 
@@ -43,23 +45,19 @@ class OpenVinoNetwork:
     """
 
     def __init__(self, network: nn.Module, *, precision: str, threads: int):
-        self._core = openvino.Core()
-        if precision == "bf16" and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        core = openvino.Core()
+        if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise InputError("this CPU has no bfloat16 arithmetic", do="choose precision auto or fp32")
-        self._options = {
+        options = {
             "INFERENCE_PRECISION_HINT": _HINTS[precision],
             "INFERENCE_NUM_THREADS": threads,
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
             "CPU_DENORMALS_OPTIMIZATION": True,
         }
-        self._requests: RecentlyUsed[tuple[int, int], openvino.InferRequest] = RecentlyUsed(SIZES_KEPT, self._compile)
-        example = tuple(torch.rand(1, 1, *_TRACED, generator=torch.Generator().manual_seed(k)) for k in range(2))
-        with whole_frame(), warnings.catch_warnings(), torch.inference_mode():
-            # Shapes read as Python numbers are traced as constants: harmless where _check finds no difference.
-            warnings.simplefilter("ignore", torch.jit.TracerWarning)
-            warnings.simplefilter("ignore", DeprecationWarning)
-            self._graph = openvino.convert_model(_WithGates(network).eval(), example_input=example)
+        # It holds nothing of `self`: else hundreds of megabytes would wait for the garbage collector.
+        compile_for = functools.partial(_compile, core, _converted(network), options)
+        self._requests: RecentlyUsed[tuple[int, int], openvino.InferRequest] = RecentlyUsed(SIZES_KEPT, compile_for)
         self._check(network, _TOLERANCE[precision])
 
     def __call__(self, visible: np.ndarray, infrared: np.ndarray, gate: bool) -> tuple[np.ndarray, np.ndarray | None]:
@@ -74,11 +72,6 @@ class OpenVinoNetwork:
         inputs = [np.ascontiguousarray(picture)[None, None] for picture in (visible, infrared)]
         result = self._requests[visible.shape].infer(inputs, share_inputs=True, share_outputs=True)
         return [result[k] for k in range(len(result))]
-
-    def _compile(self, size: tuple[int, int]) -> openvino.InferRequest:
-        graph = self._graph.clone()
-        graph.reshape({k: [1, 1, *size] for k in range(2)})
-        return self._core.compile_model(graph, "CPU", self._options).create_infer_request()
 
     def _check(self, network: nn.Module, tolerance: float) -> None:
         rng = np.random.default_rng(0)
@@ -95,6 +88,36 @@ class OpenVinoNetwork:
                 got=f"{difference:.1e} with OpenVINO {openvino.__version__}",
                 do="choose implementation folded, and report it",
             )
+
+
+def _compile(
+    core: openvino.Core, graph: openvino.Model, options: dict[str, object], size: tuple[int, int]
+) -> openvino.InferRequest:
+    graph = graph.clone()
+    graph.reshape({k: [1, 1, *size] for k in range(2)})
+    return core.compile_model(graph, "CPU", options).create_infer_request()
+
+
+_graphs: dict[str, openvino.Model] = {}
+
+
+def _converted(network: nn.Module) -> openvino.Model:
+    """The graph of a network, converted once a process: tracing leaves about 20 MB behind for good each time."""
+    key = hashlib.sha256(str(network).encode())
+    for name, values in network.state_dict().items():
+        key.update(name.encode())
+        key.update(values.contiguous().numpy().data)
+    graph = _graphs.get(key.hexdigest())
+    if graph is None:
+        example = tuple(torch.rand(1, 1, *_TRACED, generator=torch.Generator().manual_seed(k)) for k in range(2))
+        with whole_frame(), warnings.catch_warnings(), torch.inference_mode():
+            # Shapes read as Python numbers are traced as constants: harmless where _check finds no difference.
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            graph = openvino.convert_model(_WithGates(network).eval(), example_input=example)
+        _graphs.clear()  # one is enough: a node loads one model
+        _graphs[key.hexdigest()] = graph
+    return graph
 
 
 class _WithGates(nn.Module):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -132,6 +134,7 @@ from isfl_ros.pipeline import FusionPipeline, PipelineConfig
 pipeline = FusionPipeline(PipelineConfig(device="cpu", implementation="openvino"))
 pipeline.fuse(np.full((40, 50), 9, np.uint8), np.full((40, 50, 3), 9, np.uint8))
 import sys
+import weakref
 assert sys.modules["openvino_telemetry"] is None, "the reporter was imported"
 """
     environment = {key: value for key, value in os.environ.items() if key != "CI"}  # the reporter is silent in CI
@@ -141,3 +144,34 @@ assert sys.modules["openvino_telemetry"] is None, "the reporter was imported"
     )
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "intel").exists()
+
+
+def test_its_memory_goes_with_it():
+    """Nothing waits for the garbage collector: at 640x480 that would be hundreds of megabytes."""
+    model = IsflNet(IsflConfig()).eval()
+    compiled = OpenVinoNetwork(for_inference(model), precision="fp32", threads=1)
+    compiled(*pair((40, 48)), False)
+    requests = weakref.ref(compiled._requests)
+    gc.collect()
+    gc.disable()
+    try:
+        del compiled
+        assert requests() is None
+    finally:
+        gc.enable()
+
+
+def test_a_network_is_converted_once_and_another_one_again(monkeypatch):
+    converted = []
+    convert = openvino_network.openvino.convert_model
+
+    def spy(*args, **kwargs):
+        converted.append(1)
+        return convert(*args, **kwargs)
+
+    monkeypatch.setattr(openvino_network.openvino, "convert_model", spy)
+    torch.manual_seed(5)
+    first, second = IsflNet(IsflConfig()).eval(), IsflNet(IsflConfig()).eval()
+    for model, count in ((first, 1), (first, 1), (second, 2), (second, 2)):
+        OpenVinoNetwork(for_inference(model), precision="fp32", threads=1)
+        assert len(converted) == count

@@ -192,6 +192,20 @@ def test_one_of_two_that_stopped_comes_back_alone(rig):
     rig.finish()
 
 
+def test_what_waited_for_a_camera_that_died_is_shown_at_once(rig):
+    """The newest of it, without another message: it may be the last for a long time."""
+    rig.set(degraded_timeout_ms=600.0)
+    rig.run(5)
+    rig.run(8, thermal="silent")
+    pairs = list(rig.pictures())
+    rig.run(10, thermal="silent", rgb="silent")
+    (picture,) = rig.pictures()[len(pairs) :]
+    assert (picture.mode, picture.tick) == ("rgb_only", pairs[-1].tick + 8)
+    rig.recover()
+    rig.finish()
+    assert rig.dropped()["rgb"]["unmatched"] == 7
+
+
 def test_the_mode_changes_while_a_camera_is_dead(rig):
     for mode in ("hold", "stop", "single", "hold"):
         rig.set(degraded_mode=mode)
