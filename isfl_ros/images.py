@@ -6,6 +6,7 @@ Numpy pictures are (H, W) or (H, W, 3); colour is RGB. Tensors are (B, 1, H, W).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -16,6 +17,9 @@ from isfl_ros.errors import InputError
 
 GAIN_MODES = ("percentile", "percentile_smoothed", "fixed")
 NEUTRAL_CHROMA = 128  # of 8-bit YCrCb: no colour
+LARGEST_VALUE = 1e30
+"""Largest magnitude of a float32 sample that is a measurement: no unit needs more, and drivers mark missing pixels with
+the largest float32 number (3.4e38) and its negative, as well as with NaN and infinity."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +86,7 @@ class GainControl:
         """Normalises one picture.
 
         Args:
-            raw: (H, W) uint8, uint16 (counts) or float32 (any unit; NaN and infinity are missing pixels).
+            raw: (H, W) uint8, uint16 (counts) or float32 (any unit; pixels that are not :func:`measured` are missing).
             valid: (H, W) bool, or None when every pixel is valid.
             stamp_s: time of the picture in seconds; ``percentile_smoothed`` needs it.
 
@@ -96,11 +100,20 @@ class GainControl:
         return normalise(raw, black, white, valid=valid), valid
 
     def limits(
-        self, raw: np.ndarray, *, valid: np.ndarray | None = None, stamp_s: float | None = None
+        self,
+        raw: np.ndarray,
+        *,
+        valid: np.ndarray | None = None,
+        counted: np.ndarray | None = None,
+        stamp_s: float | None = None,
     ) -> tuple[float, float, np.ndarray | None]:
         """What :func:`normalise` needs for this picture: the values of ``raw`` that become 0 and 1, and the mask.
 
-        Arguments and errors are those of :meth:`apply`.
+        Arguments and errors are those of :meth:`apply`, and
+
+        Args:
+            counted: (H, W) bool, where valid pixels have a say in the percentiles; None: everywhere. The mask that comes
+                back does not depend on it.
         """
         if raw.ndim != 2 or raw.dtype not in (np.uint8, np.uint16, np.float32):
             raise InputError(
@@ -109,22 +122,26 @@ class GainControl:
                 got=f"{raw.shape} {raw.dtype}",
             )
         if raw.dtype == np.float32:
-            finite = np.isfinite(raw)
-            if not finite.all():
-                valid = finite if valid is None else finite & valid
+            good = measured(raw)
+            if not good.all():
+                valid = good if valid is None else good & valid
         if raw.dtype == np.uint8:
             return 0.0, 255.0, valid
-        low, high = self._limits_for(raw, valid, stamp_s)
+        if counted is None:
+            counted = valid
+        elif valid is not None:
+            counted = counted & valid
+        low, high = self._limits_for(raw, counted, stamp_s)
         return self._to_counts(low), self._to_counts(high), valid
 
     def _to_counts(self, value: float) -> float:
         return (value - self.config.offset) / self.config.scale
 
-    def _limits_for(self, raw: np.ndarray, valid: np.ndarray | None, stamp_s: float | None) -> tuple[float, float]:
+    def _limits_for(self, raw: np.ndarray, counted: np.ndarray | None, stamp_s: float | None) -> tuple[float, float]:
         config = self.config
         if config.mode == "fixed":
             return config.low, config.high
-        counts = raw if valid is None else raw[valid]
+        counts = raw if counted is None else raw[counted]
         if counts.size == 0:
             return self._limits or (config.offset, config.offset + config.scale)
         low, high = _percentiles(counts, (config.low_percentile, config.high_percentile))
@@ -160,36 +177,66 @@ def _percentiles(counts: np.ndarray, percents: tuple[float, ...]) -> list[float]
     return values
 
 
+Samples = TypeVar("Samples", np.ndarray, Tensor)
+
+
+def measured(raw: Samples) -> Samples:
+    """Where float32 samples are measurements: neither NaN nor infinite nor above :data:`LARGEST_VALUE` in magnitude.
+
+    Args:
+        raw: float32, an array or a tensor of any shape.
+
+    Returns:
+        bool, of its kind and shape.
+    """
+    return abs(raw) <= LARGEST_VALUE  # false for NaN
+
+
+def per_unit(black: float, white: float) -> np.float32:
+    """The factor of :func:`normalise`, 1 / (white - black) in float32; where they are equal, the largest there is.
+
+    Neither infinite nor so small that a CPU flushes it to 0: the one times 0, or 0 times a difference that overflows, would
+    be NaN.
+    """
+    span = white - black
+    limits = np.finfo(np.float32)
+    size = 1.0 / abs(span) if span else np.inf
+    return np.float32(np.copysign(min(max(float(limits.tiny), size), float(limits.max)), span))
+
+
 def normalise(raw: np.ndarray, black: float, white: float, *, valid: np.ndarray | None = None) -> np.ndarray:
     """Maps ``black`` to 0 and ``white`` to 1, clipped; exactly 0 where invalid, whatever was there (NaN too).
 
+    No finite value becomes NaN, whatever the limits. Where these are equal, what is above them becomes 1, the rest 0.
+
     Args:
         raw: (H, W) uint8, uint16 or float32.
-        black, white: different values of ``raw``; computed in float64, applied in float32.
+        black, white: values of ``raw``; computed in float64, applied in float32.
         valid: (H, W) bool, or None when every pixel is valid.
 
     Returns:
         (H, W) float32 in [0, 1].
     """
-    picture = (raw.astype(np.float32) - np.float32(black)) * np.float32(1.0 / (white - black))
+    with np.errstate(over="ignore", invalid="ignore"):  # infinity is clipped, what is invalid is overwritten
+        picture = (raw.astype(np.float32) - np.float32(black)) * per_unit(black, white)
     np.clip(picture, 0.0, 1.0, out=picture)
     if valid is not None:
         picture[~valid] = 0.0
     return picture
 
 
-def normalise_tensor(raw: Tensor, black: Tensor, per_unit: Tensor, valid: Tensor) -> Tensor:
+def normalise_tensor(raw: Tensor, black: Tensor, factor: Tensor, valid: Tensor) -> Tensor:
     """:func:`normalise` on a device, to the bit.
 
     Args:
         raw: (H, W) float32, which holds uint8 and uint16 counts exactly.
-        black, per_unit: float32 scalars, the latter 1 / (white - black).
+        black, factor: float32 scalars, the latter of :func:`per_unit`.
         valid: (H, W) bool.
 
     Returns:
         (H, W) float32 in [0, 1].
     """
-    return mask_invalid(((raw - black) * per_unit).clamp(0.0, 1.0), valid)
+    return mask_invalid(((raw - black) * factor).clamp(0.0, 1.0), valid)
 
 
 def split_luma(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:

@@ -183,8 +183,10 @@ class FusionPipeline:
     ) -> FusionResult:
         """Fuses one pair.
 
+        Gain control counts the valid thermal pixels, where thermal is warped only those that the reference frame shows.
+
         Args:
-            thermal: (H, W) uint8, uint16 or float32; None when the modality is missing.
+            thermal: (H, W) uint8, uint16 or float32 (NaN, infinity and above 1e30: missing pixels); None when the modality is missing.
             rgb: (H, W, 3) uint8 RGB or (H, W) uint8 grey; None when the modality is missing.
             thermal_valid, rgb_valid: (H, W) bool, True where a pixel can be used; None: everywhere.
                 Each picture has a size of its own where a registration is set; else there is one size.
@@ -215,7 +217,11 @@ class FusionPipeline:
         grid = check_pair(thermal, rgb, thermal_valid, rgb_valid, alignment=alignment)
         black, white = 0.0, 255.0
         if thermal is not None:
-            black, white, thermal_valid = self._gain.limits(thermal, valid=thermal_valid, stamp_s=stamp_s)
+            # What the reference camera does not see must not take contrast from what it does: an exhaust, the sky.
+            counted = grid.used if grid is not None and alignment.other == "thermal" else None
+            black, white, thermal_valid = self._gain.limits(
+                thermal, valid=thermal_valid, counted=counted, stamp_s=stamp_s
+            )
         frame = RawFrame(
             thermal=thermal,
             black=black,

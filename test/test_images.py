@@ -5,14 +5,21 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from isfl_ros.errors import InputError
 from isfl_ros.images import (
+    LARGEST_VALUE,
     GainControl,
     GainControlConfig,
     _percentiles,
     join_chroma,
     mask_invalid,
+    normalise,
+    normalise_tensor,
+    per_unit,
     split_luma,
     to_uint8,
 )
@@ -60,6 +67,80 @@ def test_missing_pixels_neither_count_nor_show():
     np.testing.assert_allclose(picture[wanted], np.clip((raw[wanted] - low) / (high - low), 0, 1), atol=1e-4)
     assert (picture[~wanted] == 0).all()
     assert given[3, 4], "the caller's mask is not written to"
+
+
+@pytest.mark.parametrize("mode", ["percentile", "fixed"])
+@pytest.mark.parametrize("share", [0.0002, 0.02, 0.4])
+@pytest.mark.parametrize("signs", [(1,), (-1,), (1, -1)], ids=["high", "low", "both"])
+def test_numbers_that_stand_for_missing_pixels_take_no_contrast(signs, share, mode):
+    gain = GainControl(GainControlConfig(mode=mode, low=20000.0, high=30000.0))
+    raw, wanted = counts(shape=(100, 100)).astype(np.float32), np.ones((100, 100), bool)
+    for number, sign in enumerate(signs):
+        places = np.random.default_rng(number).random(raw.shape) < share
+        places[0, number] = True
+        raw[places], wanted[places] = sign * np.finfo(np.float32).max, False
+    raw[50, 50], raw[50, 51], wanted[50, 50:52] = 2 * LARGEST_VALUE, -2 * LARGEST_VALUE, False
+    picture, valid = gain.apply(raw)
+    np.testing.assert_array_equal(valid, wanted)
+    np.testing.assert_array_equal(picture, gain.apply(np.where(wanted, raw, np.float32(np.nan)))[0])
+    assert (picture[~wanted] == 0).all() and picture[wanted].std() > 0.25
+
+
+def test_a_number_just_below_is_a_measurement():
+    raw = np.array([[0.0, 1.0], [2.0, 0.99 * LARGEST_VALUE]], np.float32)
+    picture, valid = GainControl(GainControlConfig(low_percentile=0, high_percentile=100)).apply(raw)
+    assert valid is None and picture[1, 1] == 1.0
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+def test_limits_come_from_valid_pixels_that_count(dtype):
+    raw = counts().astype(dtype)
+    raw[:5], raw[10:12] = 60000, 9
+    counted, given_valid = np.ones(raw.shape, bool), np.ones(raw.shape, bool)
+    counted[:5], given_valid[10:12] = False, False
+    for valid in (given_valid, None):
+        black, white, mask = GainControl(GainControlConfig()).limits(raw, valid=valid, counted=counted)
+        assert mask is valid, "a pixel that does not count is valid all the same"
+        seen = raw[counted if valid is None else counted & valid].astype(np.float64)
+        np.testing.assert_allclose((black, white), np.percentile(seen, (1, 99)), rtol=1e-6)
+    nothing = np.zeros(raw.shape, bool)
+    black, white, _ = GainControl(GainControlConfig()).limits(raw, counted=nothing)
+    assert black < white
+    eight = (raw // 256).astype(np.uint8)
+    assert GainControl(GainControlConfig()).limits(eight, counted=counted) == (0.0, 255.0, None)
+
+
+EDGES = [0.0, -0.0, 1.0, 1e-45, -1e-45, 1.1754944e-38, 1e30, -1e30, 3.4028235e38, -3.4028235e38]
+FINITE = st.sampled_from(EDGES) | st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+@settings(max_examples=300, deadline=None)
+@given(raw=hnp.arrays(np.float32, (3, 4), elements=FINITE), black=FINITE, white=FINITE)
+@example(raw=np.full((3, 4), 3.4028235e38, np.float32), black=-3.4028235e38, white=3.4028235e38)
+@example(raw=np.full((3, 4), 7.0, np.float32), black=7.0, white=7.0)
+@example(raw=np.full((3, 4), 7.0, np.float32), black=7.0, white=float(np.nextafter(np.float32(7), np.float32(8))))
+def test_no_finite_value_becomes_nan(raw, black, white):
+    """Nor with limits that no gain control would choose; a device does the same to the bit."""
+    torch.set_flush_denormal(False)
+    try:
+        for flush in (False, True):  # backends flush
+            torch.set_flush_denormal(flush)
+            picture = normalise(raw, black, white)
+            assert picture.dtype == np.float32 and ((picture >= 0.0) & (picture <= 1.0)).all()  # false for NaN
+            on_device = normalise_tensor(
+                torch.from_numpy(raw),
+                torch.tensor(black, dtype=torch.float32),
+                torch.tensor(per_unit(black, white)),
+                torch.ones(raw.shape, dtype=torch.bool),
+            )
+            np.testing.assert_array_equal(on_device.numpy().view(np.int32) & 0x7FFFFFFF, picture.view(np.int32) & 0x7FFFFFFF)
+    finally:
+        torch.set_flush_denormal(False)
+    if abs(white - black) > 1e-30 and max(abs(black), abs(white)) < 1e30:
+        steps = np.clip((raw.astype(np.float64) - np.float32(black)) / (white - black), 0.0, 1.0)
+        np.testing.assert_allclose(picture, steps, atol=1e-6)
+    elif black == white:
+        np.testing.assert_array_equal(picture > 0, (raw > np.float32(black)) & (picture > 0))
 
 
 def test_flat_and_wholly_invalid_pictures():

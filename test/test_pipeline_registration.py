@@ -9,7 +9,7 @@ import pytest
 
 from isfl_ros.backends.frame import FusedFrame
 from isfl_ros.errors import InputError
-from isfl_ros.images import GainControl, GainControlConfig, to_uint8
+from isfl_ros.images import GainControl, GainControlConfig, normalise, to_uint8
 from isfl_ros.pipeline import FusionPipeline, PipelineConfig
 from isfl_ros.registration import (
     CalibratedPlane,
@@ -74,9 +74,8 @@ def assert_same(got, wanted, *names):
 @pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 def test_thermal_is_warped_after_gain_control(pipeline, dtype, masked):
-    """As fusing what was normalised and warped beforehand; limits come from all of the thermal picture."""
+    """As fusing what was normalised and warped beforehand; limits come from what the reference sees of the picture."""
     raw, visible = thermal(dtype), rgb()
-    raw[0, :30] *= 2  # outside what the reference sees, and yet they count for the limits
     if dtype == np.float32:
         raw[20:23, 9] = np.nan
     given = mask(THERMAL) if masked else None
@@ -84,7 +83,10 @@ def test_thermal_is_warped_after_gain_control(pipeline, dtype, masked):
     pipeline.set_registration(registration)
     got = pipeline.fuse(raw, visible, thermal_valid=given, gate=True)
 
-    picture, valid = GainControl(GainControlConfig()).apply(raw, valid=given)
+    used = registration.grid(THERMAL, RGB).used
+    assert 0.5 < used.mean() < 0.99
+    black, white, valid = GainControl(GainControlConfig()).limits(raw, valid=given, counted=used)
+    picture = normalise(raw, black, white, valid=valid)
     warped, covered = registration.warp(picture, valid=valid)
     assert 0.4 < covered.mean() < 0.95
     pipeline.set_registration(None)
@@ -94,6 +96,44 @@ def test_thermal_is_warped_after_gain_control(pipeline, dtype, masked):
     assert got.luma.shape == RGB and got.valid is None
     assert got.valid_fraction == {"thermal": covered.mean(), "rgb": 1.0}
     np.testing.assert_array_equal(got.thermal8, to_uint8(warped))
+
+
+@pytest.mark.parametrize("missing", [None, "rgb"])
+@pytest.mark.parametrize("outside", [0, 60000], ids=["sky", "exhaust"])
+def test_what_the_reference_does_not_see_takes_no_contrast(pipeline, outside, missing):
+    """A person between hot or cold things beside the reference frame is as bright as without them."""
+    shape = (64, 80)
+    scene = np.random.default_rng(0).normal(7300, 6, shape)
+    scene[24:40, 38:43] += 250
+    there = scene.copy()
+    there[:, :12], there[:12] = outside, outside
+    middle = np.array([[2.0, 0, -40.0], [0, 2.0, -32.0], [0, 0, 1]])  # the reference sees the inner half
+    pipeline.set_registration(Registration(Homography(matrix=middle, from_size=(80, 64), to_size=(80, 64))))
+    visible = None if missing else rgb(shape) // 8
+    wanted, got = (pipeline.fuse(raw.astype(np.uint16), visible) for raw in (scene, there))
+    assert (got.frame.black, got.frame.white) == (wanted.frame.black, wanted.frame.white)
+    assert_same(got, wanted, "luma", "rgb", "thermal8")
+    people = np.zeros(shape, bool)
+    people[18:46, 38:44] = True
+    assert got.thermal8[people].mean() - got.thermal8[~people].mean() > 150
+
+
+def test_limits_count_all_of_a_thermal_picture_that_is_not_warped(pipeline):
+    raw = thermal(np.uint16)
+    raw[0, :30] = 60000
+    pipeline.set_registration(Registration(homography("thermal")), reference="thermal")
+    frame = pipeline.fuse(raw, rgb()).frame
+    assert (frame.black, frame.white, None) == GainControl(GainControlConfig()).limits(raw)
+
+
+def test_sentinels_of_float_pictures_are_missing_pixels(pipeline):
+    """The largest float and its negative, of drivers that have no NaN."""
+    raw, largest = thermal(np.float32, RGB), np.finfo(np.float32).max
+    raw[:6], raw[10:14, 7:30] = largest, -largest
+    as_nan = np.where(abs(raw) < 1e30, raw, np.float32(np.nan))
+    got, wanted = (pipeline.fuse(picture, rgb(), gate=True) for picture in (raw, as_nan))
+    assert_same(got, wanted)
+    assert got.valid_fraction["thermal"] == np.isfinite(as_nan).mean() and got.luma.std() > 10
 
 
 @pytest.mark.parametrize("grey", [False, True], ids=["colour", "grey"])

@@ -317,6 +317,100 @@ def test_maps_are_made_once_for_each_size_and_not_kept_for_ever():
     assert registration.grid(FROM[::-1], TO[::-1]) is not first
 
 
+def test_used_pixels_are_those_that_make_a_difference():
+    for matrix, interpolation in ((GENERAL, "linear"), (GENERAL, "nearest"), (np.diag([1.0, 1.0, 3.1]) @ GENERAL, "linear")):
+        grid = Registration(homography(matrix)).grid(FROM[::-1], TO[::-1], interpolation)
+        assert grid.used.shape == FROM[::-1] and grid.used is grid.used and 0.3 < grid.used.mean() < 1.0
+        blank = np.zeros(FROM[::-1], np.float32)
+        for y in range(FROM[1]):
+            for x in range(FROM[0]):
+                blank[y, x] = 1.0
+                assert grid.resample(blank, grid.valid).any() == grid.used[y, x], (x, y)
+                blank[y, x] = 0.0
+
+
+# Shrinking
+
+
+LARGE = (159, 125)  # (width, height): no multiple of 3
+
+
+def shrinking(scale):
+    """(map, matrix) from a LARGE picture to one of TO that shows most of it, smaller by ``scale`` on the whole."""
+    matrix = np.diag([1.0, 1.0, scale]) @ [[0.96, 0.05, 2.0], [-0.04, 1.04, 3.0], [1e-4, -1e-4, 1.0]]
+    return homography(matrix, from_size=LARGE), matrix
+
+
+def means(raw, k):
+    height, width = (side // k for side in raw.shape[:2])
+    return raw[: height * k, : width * k].reshape(height, k, width, k, *raw.shape[2:]).astype(np.float64).mean(axis=(1, 3))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("scale, factor", [(1.3, 1), (1.7, 2), (3.3, 3)])
+def test_strong_shrinking_is_interpolation_between_means(kind, scale, factor):
+    """Host and device, against plain loops, with pixels missing at random."""
+    raw = picture(kind, LARGE)
+    given_valid = np.random.default_rng(3).random(LARGE[::-1]) > 0.01
+    if kind == "float":
+        raw[7, 11], raw[50, 60:64], raw[70, 9], raw[80, 9] = np.nan, np.inf, np.finfo(np.float32).max, -1.1e30
+    geometry, matrix = shrinking(scale)
+    registration = Registration(geometry)
+    grid = registration.grid(LARGE[::-1], TO[::-1])
+    assert grid.shrink == factor and grid.from_shape == LARGE[::-1]
+    usable = given_valid & (abs(raw) <= 1e30) if kind == "float" else given_valid
+    place = by_homography(matrix)
+
+    def in_means(x, y):
+        u, v = place(x, y)
+        return (u + 0.5) / factor - 0.5, (v + 0.5) / factor - 0.5
+
+    clean = np.where(usable.reshape(*usable.shape, *(1,) * (raw.ndim - 2)), raw, 0)
+    wanted, mask, doubtful = plain_warp(means(clean, factor), means(usable, factor) == 1.0, in_means, TO)
+    assert not doubtful.any() and 0.3 < mask.mean() < 1.0
+    for got, covered in (registration.warp(raw, valid=given_valid), on_tensors(registration, raw, given_valid, TO)):
+        np.testing.assert_array_equal(covered, mask)
+        assert (got[~mask] == 0).all() and got.dtype == raw.dtype
+        assert_close(got, wanted, within=1.5 if factor > 1 else 1.0)
+
+
+def test_nothing_is_shrunk_that_has_no_mean():
+    assert Registration(shrinking(3.3)[0]).grid(LARGE[::-1], TO[::-1], "nearest").shrink == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_whole_factor_gives_opencv_s_means(kind):
+    raw = picture(kind, (FROM[0] * 4, FROM[1] * 4))
+    registration = Registration(homography(np.eye(3), to_size=FROM))
+    got, valid = registration.warp(raw, to_shape=FROM[::-1])
+    assert valid is None
+    np.testing.assert_array_equal(got, cv2.resize(raw, FROM, interpolation=cv2.INTER_AREA))
+    assert registration.grid(raw.shape[:2], FROM[::-1]).used.all()
+
+
+def test_nobody_is_skipped_in_a_large_picture():
+    """A person two pixels wide in a picture that is shrunk by nine shows with the same weight wherever she stands."""
+    size, small = (1440, 1080), (160, 120)
+    grid = Registration(homography(np.eye(3), size, size)).grid(size[::-1], small[::-1])
+    for x in range(720, 738):
+        raw = np.zeros(size[::-1], np.uint8)
+        raw[:, x : x + 2] = 255
+        warped, _ = grid.warp(raw)
+        assert abs(int(warped[60].sum()) - 2 * 255 / 9) <= 1.5, x
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 1), (1, 300), (3, 2)])
+def test_any_small_size_can_be_shrunk_to(size):
+    whole = homography(np.diag([size[0] / 200, size[1] / 300, 1.0]), (200, 300), size)
+    Registration(homography(np.diag([0.01, 0.01, 1.0]), (200, 300), (40, 40)))  # two pixels, between the probes
+    try:
+        warped, valid = Registration(whole).warp(np.full((300, 200), 7, np.uint8))
+    except InputError as error:
+        assert "nothing of" in str(error)
+    else:
+        assert (warped[everywhere(valid, warped.shape)] == 7).all()
+
+
 # On a device
 
 
@@ -358,11 +452,16 @@ def test_tensors_against_the_plain_loop(kind):
     assert_close(got, wanted, within=0.5)
 
 
-def test_work_on_tensors_does_not_depend_on_what_they_hold():
+@pytest.mark.parametrize("shrink", [1, 3])
+def test_work_on_tensors_does_not_depend_on_what_they_hold(shrink):
     """What a CUDA graph needs: tensors without content go through, which any look at a value would stop."""
-    grid = Registration(homography()).grid(FROM[::-1], TO[::-1]).tensors("cpu")
+    matrix = np.diag([1.0, 1.0, shrink]) @ GENERAL
+    grid = Registration(homography(matrix)).grid(FROM[::-1], TO[::-1]).tensors("cpu")
     with FakeTensorMode() as mode:
-        fake = GridTensors(**{name: mode.from_tensor(tensor) for name, tensor in vars(grid).items()})
+        fake = GridTensors(
+            **{name: mode.from_tensor(kept) if isinstance(kept, torch.Tensor) else kept for name, kept in vars(grid).items()}
+        )
+        assert fake.shrink == shrink
         for shape, dtype in (
             ((41, 53), torch.uint8),
             ((41, 53), torch.int16),
@@ -555,6 +654,45 @@ def test_files_that_are_wrong_are_named_in_one_line(tmp_path, case):
         read_homography(path)
     message = str(caught.value)
     assert "h.yaml" in message and "\n" not in message and len(message) < 600
+
+
+def nested(levels, width=10):
+    rows = [1] * width
+    for _ in range(levels):
+        rows = [rows] * width
+    return rows
+
+
+@pytest.mark.parametrize("key", ["matrix", "from_size", "to_size", "residual_px", "frames", "created"])
+@pytest.mark.parametrize("value", [nested(9), nested(9)[:9], 1 << 40000, "x" * 60000], ids=["lists", "nine", "number", "text"])
+def test_no_value_makes_a_message_of_any_length(key, value):
+    """Ten lists of ten lists ...: 10^10 numbers, of which not all are to be written."""
+    document = {"matrix": np.eye(3).tolist(), "from_size": [80, 60], "to_size": [80, 60], key: value}
+    if key == "created" and isinstance(value, str) or key == "frames" and isinstance(value, int):
+        assert parse_homography(document, "file").created == document.get("created")
+        return
+    with pytest.raises(InputError) as refused:
+        parse_homography(document, "file")
+    assert len(str(refused.value)) < 500 and "\n" not in str(refused.value)
+    with pytest.raises(InputError) as refused:
+        parse_homography({1 << 40000: value, **document}, "file")
+    assert len(str(refused.value)) < 500
+
+
+@pytest.mark.parametrize("how", ["lists", "merged"])
+def test_a_small_file_is_no_large_document(tmp_path, how):
+    text = {
+        "lists": "matrix: [&a0 [1, 1], "
+        + ", ".join(f"&a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12))
+        + "]\nfrom_size: [80, 60]\nto_size: [80, 60]\n",
+        "merged": "a0: &a0 {k: 1}\n"
+        + "".join(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 10)}]}}\n" for i in range(1, 12)),
+    }[how]
+    (tmp_path / "h.yaml").write_text(text)
+    with pytest.raises(InputError, match="h.yaml is no homography file: expected at most 16 aliases, got 110"):
+        read_homography(tmp_path / "h.yaml")
+    (tmp_path / "h.yaml").write_text("matrix: [1, 0, 0, 0, 1, 0, 0, 0, 1]\nfrom_size: &size [80, 60]\nto_size: *size\n")
+    assert read_homography(tmp_path / "h.yaml").to_size == (80, 60)
 
 
 def test_a_file_that_is_not_there(tmp_path):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from isfl_ros.backends.frame import Layout, RawFrame
-from isfl_ros.images import luma_tensor, mask_invalid, normalise_tensor, recolour_tensor, to_uint8_tensor
+from isfl_ros.images import luma_tensor, mask_invalid, normalise_tensor, per_unit, recolour_tensor, to_uint8_tensor
 from isfl_ros.network.model import mean_gate
 from isfl_ros.registration import warp_tensor
 
@@ -70,7 +70,7 @@ class DeviceFrame:
             {
                 "rgb": ((*rgb, 3), torch.uint8),
                 "thermal": (thermal, torch.float32),
-                "range": ((2,), torch.float32),  # black, 1 / (white - black)
+                "range": ((2,), torch.float32),  # black, factor of normalise
             },
             device,
         )
@@ -92,7 +92,7 @@ class DeviceFrame:
             limits[:] = 0.0, 1.0
         else:
             np.copyto(thermal, frame.thermal, casting="safe")
-            limits[:] = frame.black, 1.0 / (frame.white - frame.black)
+            limits[:] = frame.black, per_unit(frame.black, frame.white)
         self._stage_masks(frame)
 
     def _stage_masks(self, frame: RawFrame) -> None:

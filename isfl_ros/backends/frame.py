@@ -43,7 +43,7 @@ class RawFrame:
     white: float
     """Value of ``thermal`` that becomes 1."""
     thermal_valid: np.ndarray | None
-    """(h, w) bool; None: valid everywhere (or nowhere, where ``thermal`` is None). False where it is not finite."""
+    """(h, w) bool; None: valid everywhere (or nowhere, where ``thermal`` is None). False where it is no measurement."""
     rgb: np.ndarray | None
     """(h, w, 3) uint8 RGB or (h, w) uint8 grey; None: the modality is missing."""
     rgb_valid: np.ndarray | None

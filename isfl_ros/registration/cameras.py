@@ -15,6 +15,10 @@ from isfl_ros.registration.sizes import checked_size, frozen, pixels, scaling
 DISTORTION_MODELS = ("plumb_bob", "rational_polynomial", "equidistant")
 """Names of sensor_msgs/distortion_models."""
 
+_LARGEST_COEFFICIENT = 1e12
+"""Of a lens, whichever: multiplied with the sixth power of a radius, it moves a ray half a degree (0.01) off the axis
+as far again. The products of such coefficients are far from where float64 ends."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Calibration:
@@ -45,7 +49,16 @@ class Calibration:
         self._check_matrix()
         coefficients = self._coefficients()
         set_field("distortion", tuple(float(value) for value in self.distortion))
-        set_field("_lens", (EquidistantLens if self.model == "equidistant" else PolynomialLens)(coefficients))
+        try:
+            lens = (EquidistantLens if self.model == "equidistant" else PolynomialLens)(coefficients)
+        except (ArithmeticError, ValueError) as error:  # numpy's LinAlgError is a ValueError
+            reason = " ".join(str(error).split())
+            raise InputError(
+                f"{self.name}: distortion coefficients make no lens ({reason})",
+                expected=f"those of the model {self.model}",
+                got=_shown(coefficients),
+            ) from error
+        set_field("_lens", lens)
 
     def _check_matrix(self) -> None:
         k, (width, height) = self.matrix, self.size
@@ -86,7 +99,7 @@ class Calibration:
             raise InputError(
                 f"{self.name}: unknown distortion model",
                 expected=f"one of {', '.join(DISTORTION_MODELS)}",
-                got=repr(self.model),
+                got=repr(self.model[:80]),
             )
         most = {"equidistant": 4, "rational_polynomial": 12}.get(self.model, 5)
         if not np.isfinite(given).all() or given[most:].any():
@@ -94,7 +107,13 @@ class Calibration:
                 f"{self.name}: distortion coefficients do not fit the model {self.model}",
                 expected=f"at most {most} finite numbers"
                 + (" (a tilted sensor, tau, is not supported)" if self.model == "rational_polynomial" else ""),
-                got=str(given.tolist()),
+                got=_shown(given),
+            )
+        if np.abs(given[:most]).max(initial=0.0) > _LARGEST_COEFFICIENT:
+            raise InputError(
+                f"{self.name}: distortion coefficients unusable",
+                expected=f"numbers from {-_LARGEST_COEFFICIENT:g} to {_LARGEST_COEFFICIENT:g}",
+                got=_shown(given),
             )
         coefficients = np.zeros(4 if self.model == "equidistant" else 12)
         coefficients[: min(most, given.size)] = given[:most]
@@ -134,6 +153,11 @@ class Calibration:
                 " (width x height); is K for pictures of another resolution?"
             ]
         return []
+
+
+def _shown(numbers: np.ndarray) -> str:
+    """Numbers of a message, for an error: there may be any number of them."""
+    return str(numbers[:16].tolist()) + (f" and {numbers.size - 16} more" if numbers.size > 16 else "")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

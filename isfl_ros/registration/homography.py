@@ -14,9 +14,10 @@ import yaml
 from isfl_ros.errors import InputError
 from isfl_ros.io.staging import write_bytes
 from isfl_ros.registration.grid import make_grid
-from isfl_ros.registration.sizes import checked_size, frozen, pixels, scaling
+from isfl_ros.registration.sizes import checked_size, frozen, pixels, scaling, shown
 
 _LARGEST_FILE = 1 << 16  # bytes; a homography needs a few hundred
+_MOST_ALIASES = 16  # references to anchors; nested, they multiply
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,9 +50,9 @@ class Homography:
         set_field("from_size", checked_size(self.from_size, "homography: from_size"))
         set_field("to_size", checked_size(self.to_size, "homography: to_size"))
         if self.residual_px is not None and not 0.0 <= self.residual_px < np.inf:
-            raise InputError("homography: residual_px unusable", expected=">= 0 px", got=repr(self.residual_px))
+            raise InputError("homography: residual_px unusable", expected=">= 0 px", got=shown(self.residual_px))
         if self.frames is not None and self.frames < 1:
-            raise InputError("homography: frames unusable", expected="a whole number >= 1", got=repr(self.frames))
+            raise InputError("homography: frames unusable", expected="a whole number >= 1", got=shown(self.frames))
         _check_matrix(self.matrix, self.from_size, self.to_size)
 
     def inverse(self) -> Homography:
@@ -171,7 +172,7 @@ def parse_homography(document: Any, where: str) -> Homography:
             f"{where}: wrong keys",
             expected=f"{', '.join(sorted(required))} and perhaps {', '.join(sorted(optional))}",
             got="; ".join(
-                f"{word} {', '.join(sorted(map(str, keys)))}"
+                f"{word} {', '.join(sorted(key if isinstance(key, str) else shown(key) for key in keys))[:200]}"
                 for word, keys in (("no", missing), ("unknown", unknown))
                 if keys
             ),
@@ -183,12 +184,12 @@ def parse_homography(document: Any, where: str) -> Homography:
             values["residual_px"] = _number(values["residual_px"])
         frames = values.get("frames")
         if frames is not None and (isinstance(frames, bool) or not isinstance(frames, int)):
-            raise InputError("homography: frames unusable", expected="a whole number >= 1", got=repr(frames))
+            raise InputError("homography: frames unusable", expected="a whole number >= 1", got=shown(frames))
         created = values.get("created")
         if isinstance(created, (date, datetime)):  # what YAML makes of a time without quotation marks
             values["created"] = created.isoformat()
         elif created is not None and not isinstance(created, str):
-            raise InputError("homography: created unusable", expected="a time (ISO 8601)", got=repr(created))
+            raise InputError("homography: created unusable", expected="a time (ISO 8601)", got=shown(created))
         return Homography(**values)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
@@ -201,19 +202,19 @@ def _number(value: Any) -> float:
             raise ValueError
         return float(value)
     except (TypeError, ValueError, OverflowError):
-        raise InputError("homography: no number", got=repr(value)[:80]) from None
+        raise InputError("homography: no number", got=shown(value, 80)) from None
 
 
 def _numbers(rows: Any) -> Any:
     if not isinstance(rows, list) or len(rows) not in (3, 9):
         raise InputError(
-            "homography: matrix unusable", expected="3 rows of 3 numbers, or 9 numbers", got=repr(rows)[:200]
+            "homography: matrix unusable", expected="3 rows of 3 numbers, or 9 numbers", got=shown(rows)
         )
     if len(rows) == 9:
         return [_number(value) for value in rows]
     if not all(isinstance(row, list) and len(row) == 3 for row in rows):
         raise InputError(
-            "homography: matrix unusable", expected="3 rows of 3 numbers, or 9 numbers", got=repr(rows)[:200]
+            "homography: matrix unusable", expected="3 rows of 3 numbers, or 9 numbers", got=shown(rows)
         )
     return [[_number(value) for value in row] for row in rows]
 
@@ -222,14 +223,18 @@ def read_homography(path: str | Path) -> Homography:
     """Reads a homography file (YAML with the fields of :class:`Homography`).
 
     Raises:
-        InputError: as :func:`parse_homography`, or the file is missing, too large or no YAML.
+        InputError: as :func:`parse_homography`, or the file is missing, too large, full of aliases or no YAML.
     """
     try:
         with open(path, "rb") as file:
             data = file.read(_LARGEST_FILE + 1)
         if len(data) > _LARGEST_FILE:
             raise InputError(f"{path} is no homography file", expected=f"at most {_LARGEST_FILE} bytes", got="more")
-        document = yaml.safe_load(data.decode())
+        text = data.decode()
+        aliases = sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader))
+        if aliases > _MOST_ALIASES:
+            raise InputError(f"{path} is no homography file", expected=f"at most {_MOST_ALIASES} aliases", got=str(aliases))
+        document = yaml.safe_load(text)
     except OSError as error:
         raise InputError(f"{path} cannot be read", got=error.strerror or str(error)) from error
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:

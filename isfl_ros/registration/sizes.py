@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,18 @@ MAX_SIDE = 32766
 """Largest width and height in pixels: ``cv2.remap`` counts in 16 bits."""
 MAX_PIXELS = 1 << 26
 """Largest picture: a size in a file must not cost any memory it likes."""
+
+
+def shown(value: Any, length: int = 200) -> str:
+    """A value for a message, in one line of at most ``length``: aliases in a small file can make one of 10^9 numbers."""
+    brief = reprlib.Repr()
+    brief.maxlevel, brief.maxlist, brief.maxtuple, brief.maxdict = 3, 10, 10, 10
+    brief.maxstring = brief.maxlong = brief.maxother = length
+    try:
+        text = brief.repr(value)
+    except ValueError:  # a whole number of more digits than Python writes
+        text = f"a {type(value).__name__} that cannot be shown"
+    return " ".join(text.split())[:length]
 
 
 def checked_size(value: Any, what: str) -> tuple[int, int]:
@@ -25,7 +38,7 @@ def checked_size(value: Any, what: str) -> tuple[int, int]:
         raise InputError(
             f"{what} unusable",
             expected=f"(width, height), whole numbers from 1 to {MAX_SIDE}, at most {MAX_PIXELS} pixels",
-            got=repr(value)[:80],
+            got=shown(value, 80),
         )
     return int(width), int(height)
 
@@ -69,7 +82,7 @@ def frozen(values: Any, shape: tuple[int, ...], what: str) -> np.ndarray:
     if array.shape != shape or not np.isfinite(array).all():
         text = "x".join(str(side) for side in shape)
         raise InputError(
-            f"{what} unusable", expected=f"{text} finite numbers", got=" ".join(repr(values).split())[:200]
+            f"{what} unusable", expected=f"{text} finite numbers", got=shown(values)
         )
     array.setflags(write=False)
     return array

@@ -25,13 +25,23 @@ from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import Header
 
 from isfl_ros.errors import InputError
-from isfl_ros.ros.messages import ENCODINGS, SIZES, Encoding, MalformedImage, is_size
+from isfl_ros.ros.messages import ENCODINGS, MAX_PIXELS, Encoding, MalformedImage, check_size
 
 TRANSPORTS = ("raw", "compressed")
 """sensor_msgs/Image, or sensor_msgs/CompressedImage."""
 
 MAX_SCANS = 100
 """Most scans of a JPEG: each costs a pass over the whole picture. Cameras write 1, progressive encoders about 10."""
+
+MAX_SEGMENTS = 1000
+"""Most segments of a JPEG or chunks of a PNG, large ones of pixels (`LARGE_CHUNK`) not counted: whoever checks messages
+has the cameras wait meanwhile, and an empty one takes few bytes. Cameras write about 10, a colour profile up to 255."""
+
+LARGE_CHUNK = 1024
+"""Bytes from which on a chunk of pixels may come any number of times: a picture takes many (libpng writes 8192)."""
+
+MAX_FILL_BYTES = 16
+"""Most fill bytes before a marker of a JPEG; encoders that align their segments write a few."""
 
 COMPRESSED_CAUSES = (
     "unsupported_format",
@@ -97,12 +107,13 @@ def transport_topic(node: Node, topic: str, transport: str) -> str:
     return topic if transport == "raw" else f"{node.resolve_topic_name(topic)}/compressed"
 
 
-def check_compressed(message: CompressedImage, stream: str) -> Picture:
+def check_compressed(message: CompressedImage, stream: str, *, max_pixels: int = MAX_PIXELS) -> Picture:
     """Check what `message` claims about itself against its stream, and that its data is complete; decodes nothing.
 
     Args:
         message: the message.
         stream: `thermal` or `rgb`.
+        max_pixels: of the largest picture to be taken.
 
     Raises:
         MalformedImage: see `COMPRESSED_CAUSES`.
@@ -123,9 +134,9 @@ def check_compressed(message: CompressedImage, stream: str) -> Picture:
 
     try:
         if data[: len(_PNG_SIGNATURE)] == _PNG_SIGNATURE:
-            found = _check_png(data)
+            found = _check_png(data, max_pixels)
         elif data[: len(_JPEG_SIGNATURE)] == _JPEG_SIGNATURE:
-            found = _check_jpeg(data)
+            found = _check_jpeg(data, max_pixels)
         elif len(data) < len(_PNG_SIGNATURE):
             raise MalformedImage("truncated", f"has {len(data)} bytes of data; expected a JPEG or PNG")
         else:
@@ -264,12 +275,6 @@ def _check_layout(found: _Found, stream: str, source: str, words: list[str]) -> 
     )
 
 
-def _check_size(width: int, height: int) -> None:
-    # a few bytes of data can claim, and deflate to, any size
-    if not is_size(width, height):
-        raise MalformedImage("bad_size", f"is {width}x{height}; expected {SIZES}")
-
-
 def _goes_on(data: memoryview, kind: str) -> str:
     return f"has {len(data)} bytes of a {kind} that goes on; expected it to its end"
 
@@ -281,23 +286,27 @@ def _number(data: memoryview, at: int, size: int) -> int:
     return int.from_bytes(data[at : at + size], "big")
 
 
-def _check_png(data: memoryview) -> _Found:
+def _check_png(data: memoryview, max_pixels: int) -> _Found:
     """Header of a PNG (ISO/IEC 15948), after a walk over its chunks: all there, none damaged, enough for the size."""
     _number(data, 0, 33)  # signature and header, which is checked first
     if bytes(data[12:16]) != b"IHDR" or _number(data, 8, 4) != 13:
         raise MalformedImage("undecodable", "has a PNG that does not start with its header")
     width, height = _number(data, 16, 4), _number(data, 20, 4)
     depth, kind = _number(data, 24, 1), _number(data, 25, 1)
-    _check_size(width, height)
+    check_size(width, height, max_pixels=max_pixels)  # a few bytes of data can claim, and deflate to, any size
     if depth not in _PNG_DEPTHS.get(kind, ()) or _number(data, 26, 2) != 0 or _number(data, 28, 1) > 1:
         raise MalformedImage("undecodable", f"has a PNG of colour type {kind} with {depth} bits, which does not exist")
-    at, name, pixel_bytes = len(_PNG_SIGNATURE), b"", 0
+    at, name, pixel_bytes, chunks = len(_PNG_SIGNATURE), b"", 0, 0
     while name != b"IEND":
         length = _number(data, at, 4)
         end = at + 12 + length
         if end > len(data):
             raise MalformedImage("truncated", _goes_on(data, "PNG"))
         name = bytes(data[at + 4 : at + 8])
+        if name != b"IDAT" or length < LARGE_CHUNK:
+            chunks += 1
+            if chunks > MAX_SEGMENTS:
+                raise MalformedImage("undecodable", f"has a PNG of more than {MAX_SEGMENTS} small chunks")
         if zlib.crc32(data[at + 4 : end - 4]) != _number(data, end - 4, 4):
             raise MalformedImage("undecodable", "has a PNG with a wrong checksum")
         if name == b"acTL":
@@ -314,16 +323,22 @@ def _check_png(data: memoryview) -> _Found:
     return _Found("png", width, height, 8 if kind == 3 else depth, colour, alpha=kind in (4, 6))
 
 
-def _check_jpeg(data: memoryview) -> _Found:
+def _check_jpeg(data: memoryview, max_pixels: int) -> _Found:
     """Header of a JPEG (ITU-T T.81), after a walk over its segments to the end marker."""
     at = 2
     found: _Found | None = None
-    scans, coded_bytes, least_bits = 0, 0, 0
+    segments, scans, coded_bytes, least_bits = 0, 0, 0, 0
     while True:
+        segments += 1
+        if segments > MAX_SEGMENTS:
+            raise MalformedImage("undecodable", f"has a JPEG of more than {MAX_SEGMENTS} segments")
         if _number(data, at, 1) != 0xFF:
             raise MalformedImage("undecodable", f"has a JPEG with no marker at byte {at}, where one belongs")
-        while (marker := _number(data, at + 1, 1)) == 0xFF:  # fill bytes
+        first = at
+        while (marker := _number(data, at + 1, 1)) == 0xFF:
             at += 1
+            if at - first > MAX_FILL_BYTES:
+                raise MalformedImage("undecodable", f"has a JPEG with more than {MAX_FILL_BYTES} fill bytes at {first}")
         if marker == 0xD9:
             break
         if marker <= 0x01 or 0xD0 <= marker <= 0xD8:
@@ -335,7 +350,7 @@ def _check_jpeg(data: memoryview) -> _Found:
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             if found is not None:
                 raise MalformedImage("undecodable", "has a JPEG with two headers")
-            found, least_bits = _jpeg_frame(data[start:at], marker)
+            found, least_bits = _jpeg_frame(data[start:at], marker, max_pixels)
         elif marker == 0xDA:
             scans += 1
             if found is None or scans > MAX_SCANS:
@@ -356,10 +371,10 @@ def _check_jpeg(data: memoryview) -> _Found:
     return found
 
 
-def _jpeg_frame(segment: memoryview, marker: int) -> tuple[_Found, int]:
+def _jpeg_frame(segment: memoryview, marker: int, max_pixels: int) -> tuple[_Found, int]:
     """What a frame header says, and the least bits in which its pixels can be coded."""
     depth, height, width, components = (_number(segment, *field) for field in ((0, 1), (1, 2), (3, 2), (5, 1)))
-    _check_size(width, height)
+    check_size(width, height, max_pixels=max_pixels)
     if marker > 0xC2:
         raise MalformedImage(
             "unsupported_format", f"has a JPEG of kind {marker:#04x}; expected a baseline or progressive one"

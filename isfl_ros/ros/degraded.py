@@ -1,8 +1,9 @@
 """Which camera can be relied on now, and what becomes of a message when the other cannot. No ROS in here, no clock, no
 lock: times are whole nanoseconds of the monotonic clock, handed in, and one thread (the executor's) makes all calls.
 
-A message is good when its stamp is newer than that of its predecessor, or so much older that time itself jumped back,
-and (thermal, by option) when it does not repeat the bytes of its predecessor. A stream is in one of four states:
+A message is good when its stamp is newer than that of its predecessor, or time itself jumped back (it is older by more
+than `TIME_JUMP_NS`, or the `LATE_TO_JUMP`th in a row that is older than what came before but newer than the last one),
+and (thermal, by option) when it does not repeat the bytes of one of the last pictures. A stream is in one of four states:
 - `expected`: no good message since activation, or since it was given up, and not overdue yet (see below);
 - `alive`: a good message arrived less than the timeout ago;
 - `frozen`: none did, but messages that are not good keep coming: at least `REFUSED_TO_FREEZE` in a row, each less than
@@ -43,6 +44,12 @@ from isfl_ros.ros.sync import RECENT, STREAMS, TIME_JUMP_NS
 MODES = ("single", "hold", "stop")
 """What happens while one stream is dead: the other is fused alone, the last picture is repeated, or nothing."""
 
+LATE_TO_JUMP = 4
+"""Messages in a row, each newer than the last, all older than what came before them: no stragglers, a clock was set."""
+
+REMEMBERED = 8
+"""Pictures that one is compared with: a driver that hangs repeats its last buffer, or goes round in a ring of them."""
+
 REFUSED_TO_FREEZE = 2
 """Messages in a row that are not good before a dead stream is called frozen: a single one may be a stray duplicate."""
 
@@ -65,7 +72,7 @@ DROP_REASONS: Mapping[str, str] = MappingProxyType(
     {
         "duplicate_stamp": "had the stamp of its predecessor",
         "out_of_order": "had a stamp older than its predecessor's, by no more than a time jump",
-        "frozen": "repeated the bytes of its predecessor, in a stream that had been given up",
+        "frozen": "repeated the bytes of a recent picture, in a stream that had been given up",
         "held": "was alone, and the last fused picture was published again instead of it",
         "degraded_stop": "was alone, and the node publishes nothing then",
     }
@@ -90,8 +97,8 @@ class DegradedConfig:
     mode: str = "single"
     """One of `MODES`."""
     identical_bytes: bool = True
-    """Whether a thermal picture with the bytes of its predecessor, not all pixels equal, is no sign of life. A sensor's
-    noise never repeats; a simulated or a still picture does."""
+    """Whether a thermal picture with the bytes of one of the last `REMEMBERED`, not all pixels equal, is no sign of life.
+    A sensor's noise never repeats; a simulated or a still picture does."""
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -115,7 +122,7 @@ class Verdict:
 
     stamp: Literal["first", "advanced", "time_jump", "duplicate_stamp", "out_of_order"]
     repeats: bool
-    """It repeats the bytes of its predecessor, and its pixels are not all equal."""
+    """It repeats the bytes of a recent picture, and its pixels are not all equal."""
 
     @property
     def good(self) -> bool:
@@ -137,12 +144,13 @@ class Flush:
 class Event:
     """Something that changed, to be logged and acted upon once."""
 
-    kind: Literal["missing", "frozen", "returned", "slow"]
+    kind: Literal["missing", "frozen", "returned", "slow", "unpaired", "paired"]
     stream: str
     at_ns: int
     """When it happened, however late it is told."""
     for_ns: int
-    """missing, frozen, returned: time since the good message before (or since activation); slow: the period."""
+    """missing, frozen, returned: time since the good message before (or since activation); slow: the period; unpaired,
+    paired (told by the router): time without a pair."""
     level: Literal["debug", "info", "warning"]
     """How loud to say it: quietly what a stream slower than `LONGEST_TIMEOUT_NS` does at each of its messages."""
     text: str
@@ -189,7 +197,7 @@ class Condition:
         silent = _milliseconds(now_ns - self.good_ns)
         if self.state == "frozen" and self.cause == "bytes":
             return (
-                f"{self.stream} camera is frozen: it has repeated one picture for {silent} ms"
+                f"{self.stream} camera is frozen: it has repeated its pictures for {silent} ms"
                 " (degraded.identical_bytes: false if that is intended)"
             )
         if self.state == "frozen":
@@ -216,7 +224,10 @@ class _Stream:
         self.lost = False
         """Its death was told, its return was not."""
         self.stamp_ns: int | None = None
-        self.fingerprint: int | None = None
+        self.late_stamp_ns: int | None = None
+        self.late = 0
+        """Messages in a row that are out of order, in order among themselves; `late_stamp_ns` is of the last one."""
+        self.fingerprints: deque[int] = deque(maxlen=REMEMBERED)
         self.gaps: deque[int] = deque(maxlen=RECENT)
         self.refused = 0
         self.cause: Literal["stamps", "bytes"] = "stamps"
@@ -258,9 +269,11 @@ class Supervisor:
         dead = [name for name, stream in self._streams.items() if stream.state in DEAD]
         if not dead:
             return "pair"
-        if len(dead) == len(STREAMS) or self.config.mode == "stop":
-            return "none"
-        return "held" if self.config.mode == "hold" else f"{_other(dead[0])}_only"
+        return "none" if len(dead) == len(STREAMS) else self.mode_of(_other(dead[0]))
+
+    def mode_of(self, name: str) -> Literal["thermal_only", "rgb_only", "held", "none"]:
+        """What is published where messages of stream `name` have no partner."""
+        return {"single": f"{name}_only", "hold": "held", "stop": "none"}[self.config.mode]
 
     @property
     def consequence(self) -> str | None:
@@ -270,11 +283,15 @@ class Supervisor:
             return None
         if len(dead) == len(STREAMS):
             return "nothing is published, neither camera brings new pictures"
-        if self.config.mode == "stop":
-            return "nothing is published (degraded.mode stop)"
-        if self.config.mode == "hold":
-            return "the last fused picture is repeated with its old stamp (degraded.mode hold)"
-        return f"{_other(dead[0])} is fused alone"
+        return self.consequence_of(_other(dead[0]))
+
+    def consequence_of(self, name: str) -> str:
+        """The same where messages of stream `name` have no partner, in words."""
+        return {
+            "single": f"{name} is fused alone",
+            "hold": "the last fused picture is repeated with its old stamp (degraded.mode hold)",
+            "stop": "nothing is published (degraded.mode stop)",
+        }[self.config.mode]
 
     def condition(self, name: str) -> Condition:
         """The stream `name` as of the latest call."""
@@ -322,8 +339,9 @@ class Supervisor:
         stream = self._streams[name]
         verdict = self._judge(stream, stamp_ns, fingerprint)
         if verdict.stamp not in ("duplicate_stamp", "out_of_order"):
-            stream.stamp_ns, stream.fingerprint = stamp_ns, fingerprint
-            stream.refusal = None
+            stream.stamp_ns, stream.late, stream.refusal = stamp_ns, 0, None
+            if fingerprint is not None:
+                stream.fingerprints.append(fingerprint)
         else:
             stream.refusal = verdict.stamp
         if verdict.good:
@@ -340,7 +358,7 @@ class Supervisor:
         stream, other = self._streams[name], self._streams[_other(name)]
         if stream.refusal is not None:
             return Route("stop", stream.refusal)
-        return self._alone() if other.state in DEAD else Route("pair")
+        return self.alone() if other.state in DEAD else Route("pair")
 
     def tick(self, now_ns: int) -> list[Event]:
         """Everything that happened up to now and was not told yet, in its order."""
@@ -360,7 +378,8 @@ class Supervisor:
     def time_jumped(self) -> None:
         """Say that time itself was set back (simulated clock): the next stamp of either stream is good in any case."""
         for stream in self._streams.values():
-            stream.stamp_ns = None
+            stream.stamp_ns, stream.late = None, 0
+            stream.fingerprints.clear()
 
     def _judge(self, stream: _Stream, stamp_ns: int, fingerprint: int | None) -> Verdict:
         before = stream.stamp_ns
@@ -370,10 +389,18 @@ class Supervisor:
             stamp = "advanced"
         elif stamp_ns < before - TIME_JUMP_NS:
             stamp = "time_jump"
+        elif stamp_ns == before:
+            return Verdict(stamp="duplicate_stamp", repeats=False)
         else:
-            return Verdict(stamp="duplicate_stamp" if stamp_ns == before else "out_of_order", repeats=False)
-        same = fingerprint is not None and fingerprint == stream.fingerprint
-        return Verdict(stamp=stamp, repeats=same and self.wants_fingerprint(stream.name))
+            stream.late = stream.late + 1 if stream.late and stamp_ns > stream.late_stamp_ns else 1
+            stream.late_stamp_ns = stamp_ns
+            if stream.late < LATE_TO_JUMP:
+                return Verdict(stamp="out_of_order", repeats=False)
+            stamp = "time_jump"
+        if stamp == "time_jump":
+            stream.fingerprints.clear()  # a bag begins anew, with the same pictures
+        repeats = fingerprint in stream.fingerprints and self.wants_fingerprint(stream.name)
+        return Verdict(stamp=stamp, repeats=repeats)
 
     def _take_good(self, stream: _Stream) -> None:
         now, silent_ns, state = self._now, self._now - stream.good_ns, stream.state
@@ -429,7 +456,7 @@ class Supervisor:
                 continue
             frozen = stream.refused >= REFUSED_TO_FREEZE and at_ns < stream.heard_ns + self._timeout(stream)
             survivor = self._streams[_other(stream.name)]
-            flush = Flush(survivor=survivor.name if survivor.state == "alive" else None, route=self._alone())
+            flush = Flush(survivor=survivor.name if survivor.state == "alive" else None, route=self.alone())
             self._give_up(stream, "frozen" if frozen else "missing", at_ns, flush=flush)
 
     def _give_up(
@@ -477,8 +504,8 @@ class Supervisor:
                 Event(kind="slow", stream=stream.name, at_ns=self._now, for_ns=period, level="warning", text=text)
             )
 
-    def _alone(self) -> Route:
-        """What is done with a message whose partner's stream is dead."""
+    def alone(self) -> Route:
+        """What is done with a message that has no partner, because its stream is dead or brings none."""
         return {
             "single": Route("single"),
             "hold": Route("hold", "held"),

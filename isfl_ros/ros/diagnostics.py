@@ -26,6 +26,20 @@ Verdict = tuple[bytes, str]
 CLOCKS_DISAGREE_MS = 10_000.0
 """Stamps further apart than this are not a matter of exposure or transport."""
 
+STUCK_MS = 1000.0
+"""A pair that takes longer is an error, be it a device that hangs or a model that is too slow: at the speed of a car,
+20 m were driven without a picture."""
+
+OLD_S = 1.0
+"""Age above which pictures count as old; `degraded.timeout_ms` where that is longer, for who accepts that of a camera
+accepts it of a picture."""
+
+EARLY_S = -0.05
+"""Age below which stamps are from the future: clocks of computers that are synchronised at all differ by less."""
+
+ANOTHER_TIME_S = 60.0
+"""An age beyond this is none: a bag that is played without its clock has the stamps of the day it was recorded on."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class InputFacts:
@@ -52,6 +66,8 @@ class InputFacts:
     info_received: bool
     info_missed: bool
     """Somebody waits for ~/fused/camera_info, this is the reference camera, and it has sent no camera_info."""
+    info_misfit: str | None
+    """Somebody waits for ~/fused/camera_info, and the one of this camera is for another size: in words."""
     condition: Condition
     """Whether the camera can be relied on."""
 
@@ -74,7 +90,9 @@ class Facts:
     mode: str
     """What is published now: `pair`, `thermal_only`, `rgb_only`, `held`, `none`."""
     consequence: str | None
-    """What dead cameras lead to, in words; None while both can be relied on."""
+    """What dead cameras, or two without pairs, lead to, in words; None while both can be relied on."""
+    unpaired: bool
+    """Both bring pictures, but no pairs."""
     matching: Mapping[str, str]
     """Which matcher runs and why."""
     slop_ms: float
@@ -88,6 +106,14 @@ class Facts:
     """What looks wrong with the registration but need not be, in words."""
     size_mismatch: str | None
     failure: str | None
+    internal_error: str | None
+    """Type and first line of an exception that ended a callback of the node lately."""
+    busy_ms: float | None
+    """For how long the pair that is being fused has been; None while there is none."""
+    age_s: float | None
+    """Age of the last picture when it was published; None before the first."""
+    timeout_ms: float
+    """`degraded.timeout_ms`."""
     unreachable: str | None
     """Subscribers of the outputs that get nothing because of their QoS, in words."""
     paired_since: int
@@ -146,6 +172,8 @@ def judge_input(facts: InputFacts, now_ns: int) -> Verdict:
         return WARN, condition.pace()
     if facts.info_missed:
         return WARN, f"no camera_info on {facts.info_topic}: ~/fused/camera_info is not published"
+    if facts.info_misfit is not None:
+        return WARN, facts.info_misfit
     return OK, "OK"
 
 
@@ -154,35 +182,51 @@ def judge_pairing(facts: Facts) -> Verdict:
     if not facts.inputs:
         return STALE, f"the node is {facts.state}"
     if facts.consequence is not None:
-        return (ERROR if facts.mode == "none" else WARN), facts.consequence
+        cause = _why_no_pair(facts) if facts.unpaired else None
+        level = ERROR if facts.unpaired or facts.mode == "none" else WARN
+        return level, facts.consequence if cause is None else f"{facts.consequence}; {cause[1]}"
     silent = [input.stream for input in facts.inputs if input.since.received == 0]
     if silent:
         return WARN, f"no pair without messages of {' and '.join(silent)}"
-    if facts.paired_since == 0 and facts.closest_miss_ms is not None:
-        if facts.closest_miss_ms > CLOCKS_DISAGREE_MS:
-            return ERROR, (
-                f"the clocks of the cameras disagree: closest stamps were {facts.closest_miss_ms / 1000.0:.1f} s apart"
-            )
-        return WARN, (
-            f"no pair within the slop of {facts.slop_ms:g} ms, closest was {facts.closest_miss_ms:.1f} ms apart"
-        )
+    cause = _why_no_pair(facts)
+    if cause is not None:
+        return cause
     if any(input.since.dropped.get("time_jump", 0) for input in facts.inputs):
         return WARN, "time jumped back: pairing was reset"
     return OK, "OK"
 
 
+def _why_no_pair(facts: Facts) -> Verdict | None:
+    """What is known of messages of two cameras that do not become pairs."""
+    if facts.paired_since or facts.closest_miss_ms is None:
+        return None
+    if facts.closest_miss_ms > CLOCKS_DISAGREE_MS:
+        seconds = facts.closest_miss_ms / 1000.0
+        return ERROR, f"the clocks of the cameras disagree: closest stamps were {seconds:.1f} s apart"
+    return WARN, f"no pair within the slop of {facts.slop_ms:g} ms, closest was {facts.closest_miss_ms:.1f} ms apart"
+
+
 def judge_processing(facts: Facts) -> Verdict:
     """Why pairs do not become pictures."""
+    if facts.internal_error is not None:
+        return ERROR, f"internal error: {facts.internal_error}"
     if not facts.inputs:
         return STALE, f"the node is {facts.state}"
     dropped = {
         reason: max(input.since.dropped.get(reason, 0) for input in facts.inputs)
         for reason in ("failed", "size_mismatch", "superseded", "no_subscriber", "rate_limited")
     }
+    if facts.busy_ms is not None and facts.busy_ms > STUCK_MS:
+        return ERROR, f"no picture for {facts.busy_ms:.0f} ms: the pair being fused has taken that long"
     if dropped["size_mismatch"] and facts.size_mismatch is not None:
         return ERROR, facts.size_mismatch
     if dropped["failed"]:
         return ERROR, f"{dropped['failed']} pairs could not be fused: {facts.failure}"
+    if facts.fused_since and facts.age_s is not None and _is_old(facts.age_s, facts.timeout_ms):
+        return WARN, (
+            f"pictures are {facts.age_s:.2f} s old when they are published: a backlog, or the clock of the cameras"
+            " differs from this computer's"
+        )
     if facts.unregistered is not None:
         return WARN, f"cameras not registered: {facts.unregistered}"
     if facts.unreachable is not None:
@@ -198,6 +242,11 @@ def judge_processing(facts: Facts) -> Verdict:
     if dropped["rate_limited"]:
         return OK, f"OK, rate limited: {dropped['rate_limited']} pairs came too soon"
     return OK, "OK"
+
+
+def _is_old(age_s: float, timeout_ms: float) -> bool:
+    """Also of a picture from the future: whose stamps are ahead of its clock cannot tell old from new."""
+    return abs(age_s) <= ANOTHER_TIME_S and not EARLY_S <= age_s <= max(OLD_S, timeout_ms * 1e-3)
 
 
 def _input_values(facts: Facts, stream: str, input: InputFacts | None) -> dict[str, str]:

@@ -29,9 +29,13 @@ from isfl_ros.ros.degraded import Condition, fingerprint
 from isfl_ros.ros.diagnostics import InputFacts
 from isfl_ros.ros.jobs import Frame
 from isfl_ros.ros.logging_bridge import OnceLog
-from isfl_ros.ros.messages import MalformedImage, check_image, decode_thermal, stamp_nanoseconds
+from isfl_ros.ros.messages import MAX_PIXELS, MalformedImage, check_image, decode_thermal, stamp_nanoseconds
 from isfl_ros.ros.parameters import Settings
 from isfl_ros.ros.qos import AdaptiveSubscription
+
+CONSTANT_CHECK_PIXELS = 1920 * 1080
+"""Largest compressed picture that is decoded to see whether all pixels are equal: the executor does it, once for each
+picture that repeats, and the cameras wait meanwhile (some 20 ms). Larger ones are not compared at all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +52,7 @@ class CameraImage:
     decode: Callable[[], np.ndarray]
     """Its pixels, see `decode_thermal` and `decode_rgb`; raises MalformedImage."""
     fingerprint: Callable[[], int | None]
-    """A number that differs where pixels do; None where all pixels are equal."""
+    """A number that differs where pixels do; None where all pixels are equal, or it would take too long."""
 
 
 class Reader(Protocol):
@@ -65,17 +69,18 @@ class Reader(Protocol):
 
 
 class RawReader:
-    """sensor_msgs/Image of one stream; `decode_rgb` makes the pixels of the RGB camera."""
+    """sensor_msgs/Image of one stream, up to `max_pixels`; `decode_rgb` makes the pixels of the RGB camera."""
 
     message = Image
 
-    def __init__(self, stream: str, decode_rgb: ColourConverter):
+    def __init__(self, stream: str, decode_rgb: ColourConverter, *, max_pixels: int = MAX_PIXELS):
         self._stream = stream
+        self._max_pixels = max_pixels
         self._decode = decode_thermal if stream == "thermal" else decode_rgb
 
     def read(self, message: Image) -> CameraImage:
         """See `Reader`."""
-        encoding = check_image(message, self._stream)
+        encoding = check_image(message, self._stream, max_pixels=self._max_pixels)
         return CameraImage(
             header=message.header,
             width=message.width,
@@ -94,16 +99,17 @@ class RawReader:
 
 
 class CompressedReader:
-    """sensor_msgs/CompressedImage of one stream.
+    """sensor_msgs/CompressedImage of one stream, up to `max_pixels`.
 
     Its fingerprint is that of the compressed bytes. Whether all pixels are equal, bytes do not tell: so a picture whose
-    bytes repeat is decoded, once, however often they repeat.
+    bytes repeat is decoded, once, however often they repeat. One above `CONSTANT_CHECK_PIXELS` has no fingerprint.
     """
 
     message = CompressedImage
 
-    def __init__(self, stream: str):
+    def __init__(self, stream: str, *, max_pixels: int = MAX_PIXELS):
         self._stream = stream
+        self._max_pixels = max_pixels
         self._decode = decode_compressed_thermal if stream == "thermal" else decode_compressed_rgb
         self._last: int | None = None
         self._constant: bool | None = None
@@ -111,7 +117,7 @@ class CompressedReader:
 
     def read(self, message: CompressedImage) -> CameraImage:
         """See `Reader`."""
-        picture = check_compressed(message, self._stream)
+        picture = check_compressed(message, self._stream, max_pixels=self._max_pixels)
         return CameraImage(
             header=message.header,
             width=picture.width,
@@ -119,10 +125,12 @@ class CompressedReader:
             encoding=message.format[:60] or picture.kind,
             palettised=self._stream == "thermal" and picture.colour,
             decode=lambda: self._decode(message),
-            fingerprint=lambda: self._fingerprint(message),
+            fingerprint=lambda: self._fingerprint(message, picture.width * picture.height),
         )
 
-    def _fingerprint(self, message: CompressedImage) -> int | None:
+    def _fingerprint(self, message: CompressedImage, pixels: int) -> int | None:
+        if pixels > CONSTANT_CHECK_PIXELS:
+            return None
         number = zlib.crc32(memoryview(message.data))
         if number != self._last:
             self._last, self._constant = number, None
@@ -163,7 +171,7 @@ class CameraInput:
     Args:
         node: subscribes.
         stream: `thermal` or `rgb`.
-        settings: transport and QoS.
+        settings: transport, QoS and the largest picture.
         decode_rgb: makes pixels of raw messages of the RGB camera.
         ledger: hands out the tickets.
         refusals: takes what is no picture.
@@ -194,7 +202,9 @@ class CameraInput:
         self._qos = {"reliability": settings.qos_reliability, "depth": settings.qos_depth}
         self._transport = settings.transport[stream]
         self._reader: Reader = (
-            CompressedReader(stream) if self._transport == "compressed" else RawReader(stream, decode_rgb)
+            CompressedReader(stream, max_pixels=settings.max_pixels)
+            if self._transport == "compressed"
+            else RawReader(stream, decode_rgb, max_pixels=settings.max_pixels)
         )
         self._topics = {name: transport_topic(node, f"{stream}/image_raw", name) for name in TRANSPORTS}
         self._image: AdaptiveSubscription | None = None
@@ -220,12 +230,18 @@ class CameraInput:
                 subscription.close()
 
     def facts(
-        self, *, counts: StreamCounts, since: StreamCounts, info_wanted: bool, condition: Condition
+        self,
+        *,
+        counts: StreamCounts,
+        since: StreamCounts,
+        info_wanted: bool,
+        info_misfit: str | None,
+        condition: Condition,
     ) -> InputFacts:
         """What diagnostics say about this camera.
 
         Args:
-            counts, since, condition: see `InputFacts`.
+            counts, since, info_misfit, condition: see `InputFacts`.
             info_wanted: somebody needs its calibration.
         """
         return InputFacts(
@@ -244,6 +260,7 @@ class CameraInput:
             info_topic=self._info.topic,
             info_received=self._info_received,
             info_missed=info_wanted and not self._info_received,
+            info_misfit=info_misfit,
             condition=condition,
         )
 

@@ -28,6 +28,8 @@ class PairJob(Generic[Message]):
     pair: Pair[Frame[Message]]
     ready_ns: int
     """When it was handed over; monotonic clock."""
+    epoch: int = 0
+    """Grows when time jumps: stamps are compared within one epoch only."""
 
     @property
     def frames(self) -> dict[str, Frame[Message]]:
@@ -48,6 +50,8 @@ class SingleJob(Generic[Message]):
     frame: Frame[Message]
     ready_ns: int
     """When it was handed over; monotonic clock."""
+    epoch: int = 0
+    """Grows when time jumps: stamps are compared within one epoch only."""
 
     @property
     def frames(self) -> dict[str, Frame[Message]]:

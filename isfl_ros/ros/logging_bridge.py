@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 import logging
+import threading
+import time
+from collections.abc import Callable
 
 from rclpy.impl.rcutils_logger import RcutilsLogger
+
+AGAIN_AFTER_S = 10.0
+"""How long `OnceLog` keeps silent about a cause for which it has something new to say: messages decide about its words,
+and a damaged driver may send different ones each time."""
+
+MOST_CAUSES = 256
+"""Causes that `OnceLog` remembers; the node has a few dozen."""
 
 
 class RosLogHandler(logging.Handler):
@@ -28,29 +38,46 @@ class RosLogHandler(logging.Handler):
 
 
 class OnceLog:
-    """Says each thing once, however often it happens; the counters in /diagnostics say how often."""
+    """Says each thing once, however often it happens; the counters in /diagnostics say how often. From any thread.
 
-    def __init__(self, logger: RcutilsLogger):
+    Args:
+        logger: says it.
+        now_s: a clock that never goes back.
+    """
+
+    def __init__(self, logger: RcutilsLogger, *, now_s: Callable[[], float] = time.monotonic):
         self._logger = logger
-        self._said: set[str] = set()
+        self._now_s = now_s
+        self._lock = threading.Lock()
+        self._said: dict[str, tuple[str, float]] = {}
+        """Cause -> the last text for it, and when; the oldest first."""
 
     def info(self, cause: str, text: str) -> None:
-        """Log `text` unless something was logged for `cause` before."""
-        if self._is_new(cause):
+        """Log `text` unless it was the last one for `cause`, or that was less than `AGAIN_AFTER_S` ago.
+
+        `cause` is one of a few: a kind and perhaps a stream, nothing that a message can make up.
+        """
+        if self._is_new(cause, text):
             self._logger.info(text)
 
     def warning(self, cause: str, text: str) -> None:
-        """Log `text` as a warning unless something was logged for `cause` before."""
-        if self._is_new(cause):
+        """As `info`, as a warning."""
+        if self._is_new(cause, text):
             self._logger.warning(text)
 
     def error(self, cause: str, text: str) -> None:
-        """Log `text` as an error unless something was logged for `cause` before."""
-        if self._is_new(cause):
+        """As `info`, as an error."""
+        if self._is_new(cause, text):
             self._logger.error(text)
 
-    def _is_new(self, cause: str) -> bool:
-        if cause in self._said:
-            return False
-        self._said.add(cause)
-        return True
+    def _is_new(self, cause: str, text: str) -> bool:
+        now_s = self._now_s()
+        with self._lock:
+            before = self._said.get(cause)
+            if before is not None and (before[0] == text or now_s - before[1] < AGAIN_AFTER_S):
+                return False
+            self._said.pop(cause, None)
+            self._said[cause] = text, now_s
+            if len(self._said) > MOST_CAUSES:
+                del self._said[next(iter(self._said))]
+            return True

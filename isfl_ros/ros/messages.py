@@ -26,7 +26,7 @@ MAX_SIDE = 16384
 """Largest width and height in pixels; anything above is a corrupt header, not a camera."""
 
 MAX_PIXELS = 2**26
-"""Largest picture, 67 megapixels: the network needs many times the memory of the message."""
+"""Most that `input.max_pixels` can be set to, 67 megapixels."""
 
 NANOSECONDS = 1_000_000_000
 
@@ -115,23 +115,28 @@ ENCODINGS: Mapping[str, Mapping[str, Encoding]] = {"thermal": THERMAL_ENCODINGS,
 """Stream name -> encoding name -> layout."""
 
 
-SIZES = f"{MINIMUM_SIZE} to {MAX_SIDE} pixels on either side, {MAX_PIXELS} in all"
-"""What `is_size` accepts, in words."""
+def check_size(width: int, height: int, *, max_pixels: int = MAX_PIXELS) -> None:
+    """Check the size that a message claims; the text of the error begins with `is`.
+
+    Raises:
+        MalformedImage: `bad_size`.
+    """
+    sides = (width, height)
+    if not all(MINIMUM_SIZE <= side <= MAX_SIDE for side in sides) or width * height > min(max_pixels, MAX_PIXELS):
+        raise MalformedImage(
+            "bad_size",
+            f"is {width}x{height}; expected {MINIMUM_SIZE} to {MAX_SIDE} pixels on either side,"
+            f" {max_pixels} in all (parameter input.max_pixels)",
+        )
 
 
-def is_size(width: int, height: int) -> bool:
-    """Whether a picture can have this size."""
-    return (
-        MINIMUM_SIZE <= width <= MAX_SIDE and MINIMUM_SIZE <= height <= MAX_SIDE and width * height <= MAX_PIXELS
-    )
-
-
-def check_image(message: Image, stream: str) -> Encoding:
+def check_image(message: Image, stream: str, *, max_pixels: int = MAX_PIXELS) -> Encoding:
     """Check what `message` claims about itself against its stream and the length of its data; touches no pixel.
 
     Args:
         message: the message.
         stream: `thermal` or `rgb`.
+        max_pixels: of the largest picture to be taken.
 
     Raises:
         MalformedImage: see `CAUSES`.
@@ -143,8 +148,10 @@ def check_image(message: Image, stream: str) -> Encoding:
             "unsupported_encoding", f"{stream} image has encoding {message.encoding[:40]!r}; expected one of {known}"
         )
     width, height = message.width, message.height
-    if not is_size(width, height):
-        raise MalformedImage("bad_size", f"{stream} image is {width}x{height}; expected {SIZES}")
+    try:
+        check_size(width, height, max_pixels=max_pixels)
+    except MalformedImage as error:
+        raise MalformedImage(error.cause, f"{stream} image {error}") from None
     if message.step < encoding.row_bytes(width):
         raise MalformedImage(
             "step_smaller_than_row",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -39,6 +40,9 @@ UPKEEP_PERIOD_S = 0.5
 
 REPORT_WINDOW_NS = 900_000_000
 """Reports judge at least this much time, so that frequent ones do not miss the message of a slow camera."""
+
+INTERNAL_ERROR_SHOWN_NS = 5_000_000_000
+"""How long reports mention an internal error: whoever looks once a second sees it."""
 
 STOP_TIMEOUT_S = 3.0
 """How long deactivation waits for the pair that is being fused."""
@@ -82,7 +86,9 @@ class FusionNode(LifecycleNode):
             self.settings.matcher, slop_ns=self.settings.slop_ns, thermal_offset_ns=self.settings.thermal_offset_ns
         )
         self._about_matching = {"matcher": self.settings.matcher, "matcher_reason": reason}
-        self._router: Router[CameraImage] = Router(matcher, self._ledger, say=self._say)
+        self._router: Router[CameraImage] = Router(
+            matcher, self._ledger, reference=self.settings.reference, say=self._say
+        )
         self._refusals = Refusals(self._ledger, self._log)
         self._pipeline: FusionPipeline | None = None
         self._registration: NodeRegistration | None = None
@@ -93,6 +99,8 @@ class FusionNode(LifecycleNode):
         self._about_colour = ""
         self._inputs: dict[str, CameraInput] = {}
         self._abandoned: list[LatestWorker[Job]] = []
+        self._internal_error: tuple[str, int] | None = None
+        """In words, and when; monotonic clock."""
         self._deadline: int | None = None
         """When the watch timer will run; None while it does not."""
 
@@ -208,6 +216,18 @@ class FusionNode(LifecycleNode):
         """Whether a pair is still being fused for which deactivation stopped waiting."""
         self._abandoned = [worker for worker in self._abandoned if worker.busy]
         return bool(self._abandoned)
+
+    def note_internal_error(self, error: Exception) -> None:
+        """Say that an exception ended a callback, in the log once per type and line, and in the next reports."""
+        kind = type(error).__name__
+        text = f"{kind}: {error}".splitlines()[0]
+        self._internal_error = text, time.monotonic_ns()
+        place = traceback.extract_tb(error.__traceback__)[-1:]
+        where = "".join(f"{frame.filename}:{frame.lineno}" for frame in place)
+        self._log.error(
+            f"internal error {kind} {where}",
+            f"internal error: {text}\n{''.join(traceback.format_exception(error))}",
+        )
 
     def destroy_node(self) -> None:
         """Take the node out of the graph."""
@@ -344,6 +364,8 @@ class FusionNode(LifecycleNode):
         since = {stream: diagnostics.difference(now.counts[stream], before.counts[stream]) for stream in STREAMS}
         closest = self._router.closest_miss_ns
         processor = self._processor
+        busy_since_ns = None if self._worker is None else self._worker.busy_since_ns
+        wanted = frozenset() if self._outputs is None else self._outputs.wanted()
         facts = diagnostics.Facts(
             node=self.get_fully_qualified_name(),
             state=state or self._state_machine.current_state[1],
@@ -351,7 +373,8 @@ class FusionNode(LifecycleNode):
                 camera.facts(
                     counts=now.counts[stream],
                     since=since[stream],
-                    info_wanted=stream == self.settings.reference and "camera_info" in self._outputs.wanted(),
+                    info_wanted=stream == self.settings.reference and "camera_info" in wanted,
+                    info_misfit=processor.info_misfits.get(stream) if "camera_info" in wanted else None,
                     condition=self._router.condition(stream),
                 )
                 for stream, camera in self._inputs.items()
@@ -360,6 +383,7 @@ class FusionNode(LifecycleNode):
             now_ns=now.at_ns,
             mode=self._mode(),
             consequence=self._router.consequence,
+            unpaired=self._router.unpaired,
             matching=self._about_matching,
             interval_s=(now.at_ns - before.at_ns) * 1e-9,
             slop_ms=self.settings.slop_ns * 1e-6,
@@ -367,6 +391,10 @@ class FusionNode(LifecycleNode):
             closest_miss_ms=None if closest is None else closest * 1e-6,
             size_mismatch=None if processor is None else processor.size_mismatch,
             failure=None if processor is None else processor.failure,
+            internal_error=self._recent_internal_error(now.at_ns),
+            busy_ms=None if busy_since_ns is None else (time.monotonic_ns() - busy_since_ns) * 1e-6,
+            age_s=None if processor is None else processor.age_s,
+            timeout_ms=self.settings.degraded.timeout_ns * 1e-6,
             registration={} if self._registration is None else self._registration.registrar.description,
             unregistered=None if self._registration is None else self._registration.registrar.missing,
             concern=None if self._registration is None else self._registration.registrar.concern,
@@ -381,6 +409,11 @@ class FusionNode(LifecycleNode):
         )
         self._diagnostics.publish(diagnostics.report(facts, self.get_clock().now().to_msg()))
         self._past.append(now)
+
+    def _recent_internal_error(self, now_ns: int) -> str | None:
+        if self._internal_error is None or now_ns - self._internal_error[1] > INTERNAL_ERROR_SHOWN_NS:
+            return None
+        return self._internal_error[0]
 
     def _mode(self) -> str:
         """What is published now, or would be if somebody looked."""

@@ -22,7 +22,7 @@ from isfl_ros.registration import MODES as REGISTRATION_MODES
 from isfl_ros.ros.compressed import FORMATS, TRANSPORTS
 from isfl_ros.ros.degraded import MODES as DEGRADED_MODES
 from isfl_ros.ros.degraded import DegradedConfig
-from isfl_ros.ros.messages import MAX_SIDE, NANOSECONDS
+from isfl_ros.ros.messages import MAX_PIXELS, MAX_SIDE, NANOSECONDS
 from isfl_ros.ros.qos import RELIABILITY_CHOICES
 from isfl_ros.ros.registrar import TRANSFORM_SOURCES, RegistrationConfig
 from isfl_ros.ros.sync import STREAMS
@@ -59,6 +59,8 @@ class Parameter:
         """What a value must be, in words; empty where any value of the type is allowed."""
         if self.choices:
             return "one of " + ", ".join(self.choices)
+        if self.minimum is not None and isinstance(self.default, int):
+            return f"{self.minimum} to {self.maximum}"  # every digit
         if self.minimum is not None:
             return f"{self.minimum:g} to {self.maximum:g}"
         return ""
@@ -166,6 +168,14 @@ TABLE: tuple[Parameter, ...] = (
         description="How RGB images come: sensor_msgs/Image (raw), or sensor_msgs/CompressedImage on the topic with"
         " /compressed appended to its name (JPEG, PNG).",
         choices=TRANSPORTS,
+    ),
+    Parameter(
+        name="input.max_pixels",
+        default=8_388_608,
+        description="Pixels of the largest picture that is taken from either camera; larger ones are dropped as"
+        " bad_size. The network needs about 0.7 GB of memory a megapixel on the CPU: raise it only where that is there.",
+        minimum=MINIMUM_SIZE**2,
+        maximum=MAX_PIXELS,
     ),
     Parameter(
         name="sync.matcher",
@@ -392,6 +402,8 @@ class Settings:
     """(height, width), or None for no warm-up."""
     transport: Mapping[str, str]
     """Stream -> one of `TRANSPORTS`."""
+    max_pixels: int
+    """Of the largest picture that is taken."""
     matcher: str
     slop_ns: int
     thermal_offset_ns: int
@@ -433,8 +445,9 @@ def settings_from(values: Mapping[str, object]) -> Settings:
         pipeline=PipelineConfig(**{n: checked[n] for n in ("model", "device", "implementation", "precision", "threads")}, gain=gain),
         reference=checked["reference"],
         autostart=checked["autostart"],
-        warmup_size=_warmup_size(checked["warmup.height"], checked["warmup.width"]),
+        warmup_size=_warmup_size(checked["warmup.height"], checked["warmup.width"], checked["input.max_pixels"]),
         transport={stream: checked[f"{stream}.transport"] for stream in STREAMS},
+        max_pixels=checked["input.max_pixels"],
         matcher=checked["sync.matcher"],
         slop_ns=slop_ns,
         thermal_offset_ns=_nanoseconds(checked["sync.thermal_offset_ms"]),
@@ -490,13 +503,19 @@ def _nanoseconds(milliseconds: float) -> int:
     return round(milliseconds * (NANOSECONDS // 1000))
 
 
-def _warmup_size(height: int, width: int) -> tuple[int, int] | None:
+def _warmup_size(height: int, width: int, max_pixels: int) -> tuple[int, int] | None:
     if height == 0 or width == 0:
         return None
     if min(height, width) < MINIMUM_SIZE:
         raise InputError(
             "parameters warmup.width and warmup.height",
             expected=f"at least {MINIMUM_SIZE}, or 0 for no warm-up",
+            got=f"{width} and {height}",
+        )
+    if height * width > max_pixels:
+        raise InputError(
+            "parameters warmup.width and warmup.height",
+            expected=f"a picture that is taken, of at most {max_pixels} pixels (parameter input.max_pixels)",
             got=f"{width} and {height}",
         )
     return height, width

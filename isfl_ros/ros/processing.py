@@ -25,7 +25,7 @@ from isfl_ros.ros.outputs import COSTLY, Outputs
 from isfl_ros.ros.parameters import Settings
 from isfl_ros.ros.rates import Rates
 from isfl_ros.ros.registrar import Registrar
-from isfl_ros.ros.sync import STREAMS, TIME_JUMP_NS
+from isfl_ros.ros.sync import STREAMS
 
 Frames = Mapping[str, Frame[CameraImage]]
 """By stream."""
@@ -37,8 +37,14 @@ class Published:
 
     result: FusionResult
     header: Header
+    stamp_ns: int
+    """As in the header, but not clamped to what a header can hold."""
+    arrived_ns: int
+    """When the newest of its messages arrived; monotonic clock."""
     camera_info: CameraInfo | None
     skew_ms: float | None
+    epoch: int
+    """See `PairJob`."""
 
 
 class PairProcessor:
@@ -79,6 +85,8 @@ class PairProcessor:
         """Sizes of the last pair in words, where they differed, or did not fit the registration."""
         self.failure: str | None = None
         """Why a pair could not be fused, the last time that happened."""
+        self._shown = False
+        """Something of the job that is being done may have been published."""
         self._pipeline = pipeline
         self._outputs = outputs
         self._ledger = ledger
@@ -94,28 +102,62 @@ class PairProcessor:
         """Forget what an earlier activation left behind."""
         self.camera_infos = {}
         self.frame_id = self.published = None
+        self.info_misfits: dict[str, str] = {}
+        """Stream -> in words, that its camera_info is for another size than the last picture that it belongs to."""
+        self.age_s: float | None = None
+        """Of the last picture that was new, when it was published."""
         self._rates = Rates(COSTLY)
         """By the stamps of the pictures: how fast they come out of a queue does not matter."""
         self._hold_rates = Rates(COSTLY)
         """By the monotonic clock: a held picture has its old stamp."""
 
     def process(self, job: Job) -> None:
-        """Fuse and publish a pair or a single message, or drop it: nobody listens, it came too soon, it is no picture."""
+        """Fuse and publish a pair or a single message, or drop it: nobody listens, it came too soon, it is no picture.
+
+        Of a pair that fails, the reference is tried alone, where one camera may be fused alone.
+
+        Raises:
+            Exception: whatever it failed with; `failed` accounts for that.
+        """
         if isinstance(job, HoldJob):
             self._publish_again()
             return
+        self._shown = False
+        try:
+            self._process(job, job.frames, self._registrar.registration)
+        except Exception as error:
+            left = self._without_failed(job)
+            if not left:
+                raise
+            self._say_failure(error)
+            # nothing is to be warped: what the pipeline has need not be changed, which may be what failed
+            self._process(job, left, self._in_force)
+
+    def _without_failed(self, job: PairJob | SingleJob) -> Frames:
+        """What may still be shown of a job that failed; the other camera's message is dropped then."""
+        reference = job.frames.get(self.settings.reference)
+        other = job.frames.get(self.settings.other)
+        if self.settings.degraded.mode != "single" or self._shown or reference is None or other is None:
+            return {}
+        if not self._ledger.is_open(reference.ticket, other.ticket):
+            return {}  # one of them it was that failed, alone
+        self._ledger.drop("failed", other.ticket)
+        return {self.settings.reference: reference}
+
+    def _process(self, job: PairJob | SingleJob, frames: Frames, registration: Registration | None) -> None:
+        """`process` for what is left of a job."""
         started = time.monotonic_ns()
         settings = self.settings
         wanted = self._outputs.wanted()
         if not wanted:
             self._ledger.drop("no_subscriber", *job.tickets)
             return
-        frames = job.frames
+        if self.published is not None and job.epoch != self.published.epoch:
+            self._rates = Rates(COSTLY)
         wanted = self._due(wanted, self._stamp_ns(*self._source(frames)), self._rates)
         if not wanted:
             self._ledger.drop("rate_limited", *job.tickets)
             return
-        registration = self._registrar.registration
         frames = self._in_one_frame(frames, registration)
         if not frames:
             return
@@ -126,7 +168,7 @@ class PairProcessor:
 
         source, picture = self._source(frames)
         stamp_ns = self._stamp_ns(source, picture)
-        if self._is_outdated(stamp_ns):
+        if self._is_outdated(stamp_ns, job.epoch):
             self._ledger.drop("outdated", *(frame.ticket for frame in frames.values()))
             return
         how = {"gate": self._outputs.needs_gate(wanted), "stamp_s": stamp_ns * 1e-9}
@@ -146,6 +188,8 @@ class PairProcessor:
 
         header = self._header(source, picture, registration)
         age_ms = (self._now_ns() - stamp_ns) * 1e-6
+        arrivals = [frame.arrived_ns for frame in frames.values()]
+        self._shown = True
         self._outputs.publish(
             wanted,
             result,
@@ -153,14 +197,14 @@ class PairProcessor:
             output_encoding=settings.output_encoding,
             gate_encoding=settings.gate_encoding,
             camera_info=(info := self._camera_info_for(source, registration, result)),
-            status=_status(header, result, mode=mode, skew_ms=skew_ms, age_ms=age_ms),
+            status=self._status(header, result, max(arrivals), mode=mode, skew_ms=skew_ms, age_ms=age_ms),
         )
-        self.published = Published(result, header, info, skew_ms)
+        self.published = Published(result, header, stamp_ns, max(arrivals), info, skew_ms, job.epoch)
+        self.age_s = age_ms * 1e-3
         self._note(wanted, stamp_ns, self._rates)
         published = time.monotonic_ns()
 
         self._ledger.fuse(*tickets)
-        arrivals = [frame.arrived_ns for frame in frames.values()]
         self.latency.add(
             {
                 "wait_for_pair": (job.ready_ns - min(arrivals)) * 1e-6,
@@ -179,7 +223,8 @@ class PairProcessor:
             return frames
         if registration is None:
             why = self._registrar.missing
-            self._log.warning(f"unregistered {why}", f"cameras not registered: {why}")
+            if why is not None:  # else the executor's thread is changing both just now: the next pair says it
+                self._log.warning("unregistered", f"cameras not registered: {why}")
             return self._without_other(frames, "unregistered")
         if registration.mode == "none":
             self.size_mismatch = _size_mismatch(*(frames[name].message for name in STREAMS))
@@ -231,7 +276,7 @@ class PairProcessor:
     ) -> tuple[Frames, Registration | None]:
         """What is to be fused, and how, where the other camera's picture does not fit the registration."""
         self.size_mismatch = f"size mismatch: {error}"
-        self._log.error(self.size_mismatch, self.size_mismatch)
+        self._log.error("size_mismatch", self.size_mismatch)
         if len(frames) == len(STREAMS):
             return self._without_other(frames, "size_mismatch"), registration
         return frames, None  # nothing else is there to be seen: as it is, then
@@ -265,12 +310,11 @@ class PairProcessor:
         return name, frames[name].message
 
     def _stamp_ns(self, source: str, picture: CameraImage) -> int:
-        """Stamp of `picture` on the clock of the reference camera."""
+        """Stamp of `picture` on the clock of the reference camera; may be negative."""
         offset_ns = 0
         if source != self.settings.reference:
             offset_ns = self.settings.thermal_offset_ns if source == "thermal" else -self.settings.thermal_offset_ns
-        # a stamp holds no time before 1970
-        return max(0, stamp_nanoseconds(picture.header.stamp) + offset_ns)
+        return stamp_nanoseconds(picture.header.stamp) + offset_ns
 
     def _due(self, wanted: frozenset[str], at_ns: int, rates: Rates) -> frozenset[str]:
         settings = self.settings
@@ -290,7 +334,8 @@ class PairProcessor:
         if source == self.settings.reference:
             self.frame_id = picture.header.frame_id
             return Header(stamp=picture.header.stamp, frame_id=picture.header.frame_id)
-        seconds, rest = divmod(self._stamp_ns(source, picture), NANOSECONDS)
+        # a header holds no time before 1970
+        seconds, rest = divmod(max(0, self._stamp_ns(source, picture)), NANOSECONDS)
         stamp = Time(sec=seconds, nanosec=rest)
         if registration is None:
             return Header(stamp=stamp, frame_id=picture.header.frame_id)
@@ -302,12 +347,10 @@ class PairProcessor:
         # aligned cameras share what they see; of a warped picture the frame is not known yet
         return Header(stamp=stamp, frame_id=picture.header.frame_id if registration.mode == "none" else "")
 
-    def _is_outdated(self, stamp_ns: int) -> bool:
+    def _is_outdated(self, stamp_ns: int, epoch: int) -> bool:
         """Whether a newer picture was published already, and time did not jump back since."""
-        if self.published is None:
-            return False
-        last_ns = stamp_nanoseconds(self.published.header.stamp)
-        return last_ns - TIME_JUMP_NS <= stamp_ns <= last_ns
+        last = self.published
+        return last is not None and epoch == last.epoch and stamp_ns <= last.stamp_ns
 
     def _publish_again(self) -> None:
         """Publish the last picture once more, as what it is: old."""
@@ -316,7 +359,7 @@ class PairProcessor:
         if held is None or not wanted:
             return
         self._note(wanted, now_ns, self._hold_rates)
-        age_ms = (self._now_ns() - stamp_nanoseconds(held.header.stamp)) * 1e-6
+        age_ms = (self._now_ns() - held.stamp_ns) * 1e-6
         self._outputs.publish(
             wanted & self._outputs.possible(held.result),
             held.result,
@@ -324,27 +367,54 @@ class PairProcessor:
             output_encoding=self.settings.output_encoding,
             gate_encoding=self.settings.gate_encoding,
             camera_info=held.camera_info,
-            status=_status(held.header, held.result, mode="held", skew_ms=held.skew_ms, age_ms=age_ms),
+            status=self._status(
+                held.header, held.result, held.arrived_ns, mode="held", skew_ms=held.skew_ms, age_ms=age_ms
+            ),
         )
 
     def _camera_info_for(
         self, source: str, registration: Registration | None, result: FusionResult
     ) -> CameraInfo | None:
-        info = self.camera_infos.get(source if registration is None else self.settings.reference)
+        stream = source if registration is None else self.settings.reference
+        info = self.camera_infos.get(stream)
         height, width = result.luma.shape
         if info is None or (info.width, info.height) == (0, 0) or picture_size(info) == (width, height):
+            self.info_misfits.pop(stream, None)
             return info
         expected = picture_size(info)
-        self._log.warning(
-            "camera_info size",
+        text = (
             f"camera_info is for {expected[0]}x{expected[1]}, the image is {width}x{height}:"
-            " ~/fused/camera_info is not published",
+            " ~/fused/camera_info is not published"
         )
+        self.info_misfits[stream] = text
+        self._log.warning(f"{stream} camera_info size", text)
         return None
+
+    def _status(
+        self, header: Header, result: FusionResult, arrived_ns: int, *, mode: str, skew_ms: float | None, age_ms: float
+    ) -> DiagnosticArray:
+        """What ~/fused/status says of a picture whose newest message arrived at `arrived_ns`."""
+        delay_ms = (time.monotonic_ns() - arrived_ns) * 1e-6
+        values = {
+            "mode": mode,
+            "valid_fraction.thermal": f"{result.valid_fraction['thermal']:.4f}",
+            "valid_fraction.rgb": f"{result.valid_fraction['rgb']:.4f}",
+            "stamp_skew_ms": "none" if skew_ms is None else f"{skew_ms:.3f}",
+            "age_ms": f"{age_ms:.3f}",
+            "delay_ms": f"{delay_ms:.3f}",
+        }
+        late = delay_ms > self.settings.degraded.timeout_ns * 1e-6
+        level = DiagnosticStatus.OK if mode == "pair" and not late else DiagnosticStatus.WARN
+        status = DiagnosticStatus(level=level, name="fusion: picture", message=mode)
+        status.values = [KeyValue(key=key, value=value) for key, value in values.items()]
+        return DiagnosticArray(header=header, status=[status])
 
     def failed(self, job: Job, error: Exception) -> None:
         """Account for a pair that `process` could not finish; the next one is tried all the same."""
         self._ledger.drop("failed", *job.tickets)
+        self._say_failure(error)
+
+    def _say_failure(self, error: Exception) -> None:
         self.failure = f"{type(error).__name__}: {error}".splitlines()[0]
         self._log.error(f"failed {type(error).__name__}", f"a pair could not be fused: {self.failure}")
 
@@ -356,17 +426,3 @@ def _size_mismatch(thermal: CameraImage, rgb: CameraImage) -> str | None:
         f"size mismatch: thermal is {thermal.width}x{thermal.height}, rgb is {rgb.width}x{rgb.height};"
         " expected aligned images of one size"
     )
-
-
-def _status(header: Header, result: FusionResult, *, mode: str, skew_ms: float | None, age_ms: float) -> DiagnosticArray:
-    values = {
-        "mode": mode,
-        "valid_fraction.thermal": f"{result.valid_fraction['thermal']:.4f}",
-        "valid_fraction.rgb": f"{result.valid_fraction['rgb']:.4f}",
-        "stamp_skew_ms": "none" if skew_ms is None else f"{skew_ms:.3f}",
-        "age_ms": f"{age_ms:.3f}",
-    }
-    level = DiagnosticStatus.OK if mode == "pair" else DiagnosticStatus.WARN
-    status = DiagnosticStatus(level=level, name="fusion: picture", message=mode)
-    status.values = [KeyValue(key=key, value=value) for key, value in values.items()]
-    return DiagnosticArray(header=header, status=[status])

@@ -2,11 +2,14 @@
 
 `Registrar` collects, for `registration.mode: calibrated`, what the cameras and TF say, has the map made in another
 thread (up to half a second at 1920x1080) and yields the `Registration`, or in words why there is none yet. While a new
-map is made the old one stays in force, except where what it was made from turned out to be unusable.
+map is made the old one stays in force, except where what it was made from turned out to be unusable, or a picture came
+in another frame: its camera may stand elsewhere.
 """
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -34,6 +37,10 @@ TRANSFORM_SOURCES = ("tf", "parameters")
 SAME_ANGLE = 1e-4
 """Radians, and metres at a distance of one metre, by which a transform of TF may move before a new map is made of it:
 a tenth of a pixel at a focal length of 1000 pixels."""
+
+STEADY_S = 1.0
+"""Seconds. When frame_id or calibration of a camera change twice within it, no map is made of them before they have
+stayed the same for as long: two publishers on one topic would have maps made for ever."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +133,8 @@ class Registrar:
         reference: `rgb` or `thermal`.
         info_topics: names of the camera_info topics, by stream.
         transforms: where TF is asked, for `transform_source: tf`.
-        submit: has work done by a thread; one piece of work at a time is enough.
+        submit: has work done by a thread; it never gets a second piece of work before it has done the first.
+        clock: seconds, monotonic.
 
     Raises:
         InputError: on construction, when the homography file cannot be used.
@@ -140,6 +148,7 @@ class Registrar:
         info_topics: Mapping[str, str],
         transforms: Transforms | None = None,
         submit: Callable[[Callable[[], Registration]], Future[Registration]] = at_once,
+        clock: Callable[[], float] = time.monotonic,
     ):
         self.registration: Registration | None = None
         """None while there is none: then pictures of both cameras must not be fused."""
@@ -150,6 +159,7 @@ class Registrar:
         self._info_topics = info_topics
         self._transforms = transforms
         self._submit = submit
+        self._clock = clock
         self._residual_px: float | None = None
         if config.mode == Homography.mode:
             homography = read_homography(config.homography_file)
@@ -161,7 +171,10 @@ class Registrar:
     @property
     def concern(self) -> str | None:
         """What looks wrong with it but need not be, in words."""
-        return None if self.registration is None else "; ".join(self.registration.concerns) or None
+        if self.registration is None:
+            return None
+        restless = self._restless_camera()
+        return "; ".join([*self.registration.concerns, *([] if restless is None else [restless])]) or None
 
     @property
     def busy(self) -> bool:
@@ -185,10 +198,14 @@ class Registrar:
         self._frame_ids: dict[str, str] = {}
         self._transform: Transform | None = None
         self._transform_frames: tuple[str, str] | None = None
-        self._building: tuple[tuple, Future[Registration]] | None = None
+        self._building: tuple[tuple | None, Future[Registration]] | None = None
+        """What a map is being made from, None where it is not wanted any more."""
         self._built: tuple | None = None
         """What the latest map was made from, or could not be made from."""
         self._fault = ""
+        self._changed_s: dict[str, float] = {}
+        """When frame_id or calibration last changed."""
+        self._restless: set[str] = set()
         self.update()
 
     def configure(self, config: RegistrationConfig) -> None:
@@ -203,6 +220,7 @@ class Registrar:
         if self._config.mode != CalibratedPlane.mode:
             return
         said, known = (camera_info.fingerprint(message), message.header.frame_id), self._cameras.get(stream)
+        frame_id = self.frame_id(stream)
         if known is not None and known.said == said:
             return
         if known is not None and known.said[0] == said[0]:
@@ -213,12 +231,15 @@ class Registrar:
             except InputError as error:
                 camera = _Camera(said, None, str(error))
         self._cameras[stream] = camera
+        calibrations = (None if known is None else known.calibration), camera.calibration
+        self._note_change(stream, frame_id, recalibrated=None not in calibrations and said[0] != known.said[0])
         self.update()
 
     def take_frame_id(self, stream: str, frame_id: str) -> None:
         """Take in the frame of a picture; it counts more than that of a camera_info."""
         if self._frame_ids.get(stream) != frame_id:
-            self._frame_ids[stream] = frame_id
+            before, self._frame_ids[stream] = self.frame_id(stream), frame_id
+            self._note_change(stream, before)
             self.update()
 
     def frame_id(self, stream: str) -> str:
@@ -233,8 +254,7 @@ class Registrar:
         self._take_built()
         self.missing = self._missing_calibration() or self._missing_transform()
         if self.missing is not None:
-            # what is being made is for nothing
-            self.registration = self._building = self._built = None
+            self._drop()
             return
         parts = (
             self._cameras[self._reference].calibration,
@@ -242,20 +262,58 @@ class Registrar:
             self._transform,
             self._config.plane_depth_m,
         )
-        if self._building is None and self._built != parts:
+        restless = self._restless_camera()
+        if self._building is None and self._built != parts and restless is None:
             self._building = parts, self._submit(lambda: _make(*parts))
             self._take_built()
         if self.registration is None:
-            self.missing = self._fault or "the map between the pictures is being made"
+            self.missing = restless or self._fault or "the map between the pictures is being made"
+
+    def _drop(self) -> None:
+        """Have neither the map in force nor one that is being made: they are for something else."""
+        self.registration = self._built = None
+        self._fault = ""
+        if self._building is not None:
+            self._building = None, self._building[1]  # it goes on, and the next one waits for it
+
+    def _note_change(self, stream: str, frame_id: str, *, recalibrated: bool = False) -> None:
+        """Remember when what the map is made from changed.
+
+        Args:
+            stream: of the camera.
+            frame_id: its frame before, as far as it was known.
+            recalibrated: it has another calibration.
+        """
+        moved = self._asks_tf and frame_id not in ("", self.frame_id(stream))
+        if moved or recalibrated:
+            now = self._clock()
+            if now - self._changed_s.get(stream, -math.inf) < STEADY_S:
+                self._restless.add(stream)
+            self._changed_s[stream] = now
+
+    def _restless_camera(self) -> str | None:
+        """Which camera does not stay the same, in words."""
+        now = self._clock()
+        self._restless = {stream for stream in self._restless if now - self._changed_s[stream] < STEADY_S}
+        if not self._restless:
+            return None
+        return (
+            f"frame_id or calibration of the {' and the '.join(sorted(self._restless))} camera keeps changing;"
+            " is there more than one publisher?"
+        )
 
     def _take_built(self) -> None:
         if self._building is None or not self._building[1].done():
             return
-        (self._built, future), self._building = self._building, None
+        (parts, future), self._building = self._building, None
+        if parts is None:
+            return
+        self._built = parts
         error = future.exception()
         self.registration = future.result() if error is None else None
         if error is not None:
-            self._fault = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+            text = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+            self._fault = " ".join(text.split())
 
     @property
     def _asks_tf(self) -> bool:
@@ -289,8 +347,11 @@ class Registrar:
             return f"no transform from {source} to {target} on /tf, /tf_static: {error}"
         except InputError as error:
             return f"transform from {source} to {target} on /tf, /tf_static: {error}"
-        if self._transform is None or self._transform_frames != frames or self._moved(found):
+        if self._transform is None or self._transform_frames != frames:
+            self._drop()
             self._transform, self._transform_frames = found, frames
+        elif self._moved(found):
+            self._transform = found
         return None
 
     def _moved(self, found: Transform) -> bool:

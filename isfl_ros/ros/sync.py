@@ -26,8 +26,11 @@ STREAMS = ("thermal", "rgb")
 TIME_JUMP_NS = 1_000_000_000
 """A stamp further than this behind its predecessor means that time itself went back (bag loop, clock reset)."""
 
-BUFFER = 10
-"""Messages kept per stream while they wait for a partner: enough for a 60 Hz camera 150 ms ahead of the other."""
+KEEP_NS = 1_000_000_000
+"""How long, by stamps, a message waits for a partner: pictures of an encoded stream or a radio link arrive that late."""
+
+BUFFER = 64
+"""Messages kept per stream while they wait for a partner: `KEEP_NS` of a 60 Hz camera."""
 
 RECENT = 8
 """Stamps remembered per stream: for its shortest recent period, and for how close a missed partner was."""
@@ -74,6 +77,9 @@ class Matcher(Protocol[Item]):
     def take_newest(self, stream: str | None) -> tuple[Outcome[Item], Item | None]:
         """Empty the matcher because a stream died; the newest message of `stream` is returned by itself."""
 
+    def take_older(self, stream: str) -> tuple[Outcome[Item], Item | None]:
+        """Take out of `stream` all that waits but the newest; the last of these is returned by itself."""
+
     def reset(self, reason: str) -> Outcome[Item]:
         """Drop everything that waits, with `reason`, and forget all stamps."""
 
@@ -107,6 +113,12 @@ class _Track(Generic[Item]):
             self._gaps.append(entry.stamp - self.newest)
         self.recent.append(entry.stamp)
         self.waiting.append(entry)
+
+    @property
+    def overfull(self) -> bool:
+        """Whether the oldest message has waited long enough."""
+        waiting = self.waiting
+        return len(waiting) > BUFFER or (len(waiting) > 1 and waiting[-1].stamp - waiting[0].stamp > KEEP_NS)
 
     def shift(self, by: int) -> None:
         """Move all stamps."""
@@ -208,6 +220,19 @@ class PairMatcher(Generic[Item]):
             outcome.dropped.extend((item, "unmatched") for item in waiting)
         return outcome, newest
 
+    def take_older(self, stream: str) -> tuple[Outcome[Item], Item | None]:
+        """Take out of `stream` all that waits but the newest, which may still find its partner.
+
+        Returns:
+            What was taken out as `unmatched`, except for the last of it, which is returned by itself; None: there is none.
+        """
+        outcome: Outcome[Item] = Outcome()
+        waiting = self._tracks[stream].waiting
+        older = [waiting.popleft().item for _ in range(len(waiting) - 1)]
+        last = older.pop() if older else None
+        outcome.dropped.extend((item, "unmatched") for item in older)
+        return outcome, last
+
     def reset(self, reason: str) -> Outcome[Item]:
         """Drop everything that waits, with `reason`, and forget all stamps."""
         outcome: Outcome[Item] = Outcome()
@@ -224,7 +249,7 @@ class PairMatcher(Generic[Item]):
 
     def _settle(self, outcome: Outcome[Item], *, hold: bool = True) -> None:
         """Move every pair and every hopeless message into `outcome`."""
-        if any(len(track.waiting) > BUFFER for track in self._tracks.values()):
+        if any(track.overfull for track in self._tracks.values()):
             hold = False
         while (candidate := self._candidate()) is not None:
             thermal, rgb = candidate
@@ -272,9 +297,9 @@ class PairMatcher(Generic[Item]):
             partner = other.nearest(entry.stamp)
             within = partner is not None and abs(partner.stamp - entry.stamp) <= self.slop_ns
             passed = other.newest is not None and other.newest - entry.stamp >= self.slop_ns
-            if len(track.waiting) <= BUFFER and (within or not passed):
+            if not track.overfull and (within or not passed):
                 break
             track.waiting.popleft()
             outcome.dropped.append((entry.item, "unmatched"))
-            if other.recent:
+            if other.recent and passed:  # else its partner may be on its way still, and nothing is known of a distance
                 self._misses.append(min(abs(stamp - entry.stamp) for stamp in other.recent))

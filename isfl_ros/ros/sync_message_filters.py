@@ -172,6 +172,16 @@ class MessageFiltersMatcher(Generic[Item]):
         self._connect()
         return outcome, newest
 
+    def take_older(self, stream: str) -> tuple[Outcome[Item], Item | None]:
+        """Take out of `stream` all that waits but the newest; see `PairMatcher.take_older`."""
+        outcome: Outcome[Item] = Outcome()
+        track = self._tracks[stream]
+        waiting = sorted(track.waiting, key=lambda entry: entry.stamp)
+        older, track.waiting = waiting[:-1], waiting[-1:]
+        last = older.pop().item if older else None
+        outcome.dropped.extend((entry.item, "unmatched") for entry in older)
+        return self._rebuild(outcome), last
+
     def reset(self, reason: str) -> Outcome[Item]:
         """Drop everything that waits, with `reason`, and forget all stamps."""
         outcome: Outcome[Item] = Outcome()

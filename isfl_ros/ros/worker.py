@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
 Job = TypeVar("Job")
 
+log = logging.getLogger(__name__)
+
 
 class LatestWorker(Generic[Job]):
     """Runs `work(job)` on its own thread: one job being done, at most one waiting, a newer one replaces it.
 
-    An exception ends the job, never the thread. Neither `work` nor `failed` is called under a lock.
+    An exception ends the job, never the thread, not even one of `failed`: that is logged. Neither `work` nor `failed`
+    is called under a lock.
 
     Args:
         work: called on the worker's thread with every job that was not replaced.
@@ -26,6 +31,7 @@ class LatestWorker(Generic[Job]):
         self._condition = threading.Condition()
         self._waiting: Job | None = None
         self._current: Job | None = None
+        self._busy_since_ns: int | None = None
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -34,6 +40,12 @@ class LatestWorker(Generic[Job]):
         """Whether a job is being done."""
         with self._condition:
             return self._current is not None
+
+    @property
+    def busy_since_ns(self) -> int | None:
+        """When the job that is being done was begun, by the monotonic clock; None while there is none."""
+        with self._condition:
+            return self._busy_since_ns
 
     def start(self) -> None:
         """Start the thread; once."""
@@ -85,11 +97,18 @@ class LatestWorker(Generic[Job]):
                 if self._stopping:
                     return
                 job, self._waiting = self._waiting, None
-                self._current = job
+                self._current, self._busy_since_ns = job, time.monotonic_ns()
             try:
-                self._work(job)
-            except Exception as error:
-                self._failed(job, error)
+                self._do(job)
             finally:
                 with self._condition:
-                    self._current = None
+                    self._current = self._busy_since_ns = None
+
+    def _do(self, job: Job) -> None:
+        try:
+            self._work(job)
+        except Exception as error:
+            try:
+                self._failed(job, error)
+            except Exception:
+                log.exception("a failure could not be accounted for")

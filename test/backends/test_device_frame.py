@@ -24,7 +24,7 @@ def random_frame(rng, thermal=np.uint8, *, grey=False, masks=(None, None), missi
     top = {np.uint8: 256, np.uint16: 65536, np.float32: 400}[thermal]
     raw = rng.uniform(0, top, layout.shape("thermal")).astype(thermal)
     if thermal == np.float32:
-        raw[3:9, 5] = np.nan
+        raw[3:9, 5], raw[12, 5], raw[13, 5] = np.nan, np.finfo(np.float32).max, -np.finfo(np.float32).max
     shape = layout.shape("rgb")
     rgb = rng.integers(0, 256, shape if grey else (*shape, 3)).astype(np.uint8)
     thermal_valid, rgb_valid = masks

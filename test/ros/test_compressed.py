@@ -16,7 +16,10 @@ from isfl_ros.ros import compressed
 from isfl_ros.ros.compressed import (
     COMPRESSED_CAUSES,
     FORMATS,
+    LARGE_CHUNK,
+    MAX_FILL_BYTES,
     MAX_SCANS,
+    MAX_SEGMENTS,
     check_compressed,
     compressed_message,
     decode_compressed_rgb,
@@ -242,6 +245,34 @@ def test_fill_bytes_before_a_marker_are_skipped():
     )
 
 
+def test_what_is_not_too_many_passes():
+    fill, segments = MAX_FILL_BYTES * b"\xff", (MAX_SEGMENTS - 12) * segment(0xE0, b"")
+    data = jpeg(smooth())
+    np.testing.assert_array_equal(
+        decode_compressed_rgb(message(START + fill + segments + data[2:], "jpeg")),
+        decode_compressed_rgb(message(data, "jpeg")),
+    )
+    texts = (MAX_SEGMENTS - 4) * chunk(b"tEXt", b"k\0")  # beside header, end and two chunks of pixels
+    check_compressed(message(png(noise(HEIGHT, WIDTH), kind=0, extra=texts), "png"), "rgb")
+
+
+def test_a_picture_may_have_any_number_of_large_chunks_of_pixels():
+    bodies = (2 * MAX_SEGMENTS) * chunk(b"IDAT", bytes(LARGE_CHUNK))
+    check_compressed(message(SIGNATURE + header(4000, 2000) + bodies + chunk(b"IEND"), "png"), "rgb")
+    smaller = bodies.replace(chunk(b"IDAT", bytes(LARGE_CHUNK)), chunk(b"IDAT", bytes(LARGE_CHUNK - 1)))
+    refused(SIGNATURE + header(4000, 2000) + smaller + chunk(b"IEND"), "png", "rgb", "undecodable")
+
+
+@pytest.mark.parametrize("data", [png(noise(HEIGHT, WIDTH), kind=0), jpeg(smooth())], ids=FORMATS[::-1])
+def test_the_largest_picture_is_what_the_user_says(data):
+    check_compressed(message(data, "x"), "rgb", max_pixels=HEIGHT * WIDTH)
+    with pytest.raises(MalformedImage) as raised:
+        check_compressed(message(data, "x"), "rgb", max_pixels=HEIGHT * WIDTH - 1)
+    assert raised.value.cause == "bad_size"
+    assert "is 47x33; expected" in str(raised.value)
+    assert str(raised.value).endswith(" 1550 in all (parameter input.max_pixels)")
+
+
 def test_what_is_known_without_decoding():
     found = check_compressed(message(GREY16, "16UC1; png compressed "), "thermal")
     assert (found.kind, found.width, found.height, found.depth) == ("png", WIDTH, HEIGHT, 16)
@@ -331,6 +362,10 @@ COLOUR = png(noise(HEIGHT, WIDTH, 3), kind=2)
         (START + frame(factors=(0x51, 0x11, 0x11)) + SCAN + END, "jpeg", "rgb", "undecodable"),
         (START + frame(factors=(0x10, 0x11, 0x11)) + SCAN + END, "jpeg", "rgb", "undecodable"),
         (START + frame() + (MAX_SCANS + 1) * SCAN + END, "jpeg", "rgb", "undecodable"),
+        (START + (MAX_SEGMENTS + 1) * segment(0xE0, b"") + frame() + SCAN + END, "jpeg", "rgb", "undecodable"),
+        (START + (MAX_FILL_BYTES + 1) * b"\xff" + frame() + SCAN + END, "jpeg", "rgb", "undecodable"),
+        (png(noise(HEIGHT, WIDTH), kind=0, extra=MAX_SEGMENTS * chunk(b"tEXt")), "png", "rgb", "undecodable"),
+        (png(noise(HEIGHT, WIDTH), kind=0, extra=MAX_SEGMENTS * chunk(b"IDAT")), "png", "rgb", "undecodable"),
     ],
     ids=lambda value: f"{len(value)} bytes" if isinstance(value, bytes) else None,
 )

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 from array import array
 from collections import Counter
 from unittest import mock
@@ -712,7 +713,8 @@ class Plain:
         self.not_before = dict.fromkeys(STREAMS, 0)
         self.graced = dict.fromkeys(STREAMS, False)
         self.stamp = dict.fromkeys(STREAMS)
-        self.pixels = dict.fromkeys(STREAMS)
+        self.pixels = {name: [] for name in STREAMS}
+        self.late = {name: [] for name in STREAMS}
         self.slow = dict.fromkeys(STREAMS, False)
         self.refusal = dict.fromkeys(STREAMS)
         self.events = []
@@ -786,15 +788,24 @@ class Plain:
     def message(self, name, stamp, now, pixels):
         self.live_to(now)
         before = self.stamp[name]
-        if before is not None and before - degraded.TIME_JUMP_NS <= stamp <= before:
+        straggler = before is not None and before - degraded.TIME_JUMP_NS <= stamp <= before
+        if straggler and stamp < before:
+            in_order = not self.late[name] or stamp > self.late[name][-1]
+            self.late[name] = [*self.late[name], stamp] if in_order else [stamp]
+        jump = before is not None and stamp < before and (not straggler or len(self.late[name]) >= 4)
+        if straggler and not jump:
             self.refusal[name] = "duplicate_stamp" if stamp == before else "out_of_order"
             good, repeats = False, False
         else:
+            self.late[name] = []
+            if jump:
+                self.pixels[name] = []
             self.refusal[name] = None
             watched = name == "thermal" and self.config.identical_bytes
-            repeats = watched and pixels is not None and pixels == self.pixels[name]
+            repeats = watched and pixels is not None and pixels in self.pixels[name][-8:]
             good = not repeats
-            self.stamp[name], self.pixels[name] = stamp, pixels
+            self.stamp[name] = stamp
+            self.pixels[name] += [] if pixels is None else [pixels]
         was_alive, silent, other = self.state[name] == "alive", now - self.last_good(name), OTHER[name]
         self.messages[name].append((now, good, "bytes" if repeats else "stamps", self.timeout(name)))
         if good:
@@ -942,6 +953,7 @@ class AgainstPlain(RuleBasedStateMachine):
     def time_jumped(self):
         self.supervisor.time_jumped()
         self.plain.stamp = dict.fromkeys(STREAMS)
+        self.plain.late, self.plain.pixels = ({name: [] for name in STREAMS} for _ in range(2))
 
     def compare_events(self):
         events = self.supervisor.tick(self.now)
@@ -975,13 +987,16 @@ TestAgainstPlain.settings = settings(
 class Wiring:
     """The router with a worker that takes no time, and a clock that is set by hand."""
 
-    def __init__(self, config, *, slop_ms=50):
+    def __init__(self, config, *, slop_ms=50, reference="rgb", unpaired=False):
         self.matcher = PairMatcher(slop_ns=round(slop_ms * MS))
         self.ledger = Ledger(STREAMS)
         self.pairs, self.alone, self.held, self.events, self.now = [], [], 0, [], 0
-        self.router = Router(self.matcher, self.ledger, say=self.events.append, now_ns=lambda: self.now)
+        self.epochs = []
+        self.router = Router(self.matcher, self.ledger, reference=reference, say=self.events.append, now_ns=lambda: self.now)
         self.router.start(self, config)
         self.router._supervisor.woke = lambda now_ns: None  # as if the node had listened all the time
+        if not unpaired:
+            self.router._misses_pairs = lambda now_ns: False
 
     def on_image(self, stream, stamp, arrived, pixels=None):
         """Returns the route."""
@@ -1004,6 +1019,7 @@ class Wiring:
         if isinstance(job, SingleJob):
             self.alone.append((job.stream, *stamps))
         else:
+            self.epochs.append(job.epoch)
             self.pairs.append(stamps)
 
     def offer(self, job):
@@ -1064,6 +1080,115 @@ def test_flush_empties_the_stream_that_died_too():
     node.on_timer(500 * MS)
     assert node.alone == []
     assert node.dropped("rgb") == {"unmatched": 2} and node.dropped("thermal") == {"unmatched": 1}
+
+
+# two cameras without pairs
+
+
+def drive(node, begin, end, *, ahead=0, period=50, delay=None):
+    """Both cameras from `begin` to `end` (milliseconds), the stamps of RGB `ahead`, arriving `delay[stream]` later."""
+    delay = {"thermal": 0, "rgb": 0} | (delay or {})
+    messages = sorted(
+        (at + delay[stream], stream == "rgb", stream, at + ahead * (stream == "rgb"))
+        for at in range(begin, end, period)
+        for stream in STREAMS
+    )
+    for arrived, _, stream, stamp in messages:
+        node.on_image(stream, stamp * MS, arrived * MS)
+
+
+@pytest.mark.parametrize("reference", STREAMS)
+@pytest.mark.parametrize("ahead", [5000, 1300, -1300, -5000])
+def test_a_clock_that_was_set_does_not_make_everybody_invisible(ahead, reference):
+    node = Wiring(DegradedConfig(), reference=reference, unpaired=True)
+    drive(node, 0, 2000)
+    assert len(node.pairs) == 40 and node.alone == []
+    drive(node, 2000, 6000, ahead=ahead)
+    assert {stream for stream, _ in node.alone} >= {reference}
+    shown = [stamp for stream, stamp in node.alone if stream == reference]
+    assert len(shown) >= 60, "of 80: the rest waited for a dead camera's time"
+    assert shown == sorted(set(shown))
+    assert node.router.mode == f"{reference}_only" and node.router.unpaired
+    assert re.fullmatch(rf"no pair for \d+ ms: {reference} is fused alone", node.router.consequence)
+    assert [e.level for e in node.events if e.kind == "unpaired"] == ["warning"]
+    drive(node, 6000, 8000)
+    assert len(node.pairs) >= 40 + 34 and node.router.mode == "pair" and node.router.consequence is None
+    assert [e.level for e in node.events if e.kind == "paired"] == ["info"]
+    row = node.ledger.snapshot()
+    for stream in STREAMS:
+        waiting = node.matcher.pending[stream]
+        assert row[stream].received == row[stream].fused + sum(row[stream].dropped.values()) + waiting
+
+
+@pytest.mark.parametrize("reference", STREAMS)
+@pytest.mark.parametrize("ahead", [700, -700])
+def test_what_could_as_well_be_a_long_journey_is_shown_in_pairs_or_alone(ahead, reference):
+    node = Wiring(DegradedConfig(), reference=reference, unpaired=True)
+    drive(node, 0, 2000)
+    drive(node, 2000, 6000, ahead=ahead)
+    assert len(node.pairs) - 40 + len(node.alone) >= 60, "of 80"
+
+
+@pytest.mark.parametrize(("mode", "reason"), [("hold", "held"), ("stop", "degraded_stop")])
+def test_without_pairs_the_other_modes_do_what_they_say(mode, reason):
+    node = Wiring(DegradedConfig(mode=mode), unpaired=True)
+    drive(node, 0, 1000)
+    drive(node, 1000, 3000, ahead=5000)
+    assert node.alone == [] and node.dropped("rgb")[reason] > 20
+    assert node.held == (node.dropped("rgb")[reason] if mode == "hold" else 0)
+    assert node.router.mode == {"hold": "held", "stop": "none"}[mode]
+
+
+@pytest.mark.parametrize("late", ["thermal", "rgb"])
+@pytest.mark.parametrize("delay", [150, 400, 900])
+def test_a_camera_whose_pictures_travel_long_is_paired_with_its_own_moment(late, delay):
+    node = Wiring(DegradedConfig(timeout_ns=2000 * MS), unpaired=True)
+    drive(node, 0, 6000, period=16, delay={late: delay})
+    assert len(node.pairs) > 300
+    assert all(thermal == rgb for thermal, rgb in node.pairs) and node.alone == []
+
+
+def test_pairs_that_are_rare_are_pairs():
+    node = Wiring(DegradedConfig(), unpaired=True)
+    for at in range(0, 6000, 50):
+        if at % 400 == 0:
+            node.on_image("thermal", at * MS, at * MS)
+        node.on_image("rgb", at * MS, (at + 1) * MS)
+    assert len(node.pairs) == 15 and not any(event.kind == "unpaired" for event in node.events)
+
+
+def test_a_clock_set_back_a_little_is_a_time_jump():
+    node = Wiring(DegradedConfig(), unpaired=True)
+    drive(node, 1000, 2000)
+    for at in range(2000, 3000, 50):
+        for stream in STREAMS:
+            node.on_image(stream, (at - 600) * MS, at * MS)
+    assert [pair[0] // MS for pair in node.pairs[20:]] == list(range(1600, 2400, 50))
+    assert node.dropped("thermal") == {"out_of_order": 3, "time_jump": 1}
+    assert node.dropped("rgb") == {"out_of_order": 3, "unmatched": 1} or node.dropped("rgb") == {"out_of_order": 3}
+    assert set(node.epochs[:20]) == {0} and min(node.epochs[20:]) > 0, "stamps of another time are not compared"
+
+
+def test_stragglers_are_no_time_jump():
+    bench = Bench()
+    bench.both(range(0, 1000, 50))
+    for stamp in (700, 710, 720):
+        assert bench.send("rgb", 1000, stamp=stamp) == "out_of_order"
+    assert bench.send("rgb", 1001, stamp=1001) == "pair"
+    assert [bench.send("rgb", 1002, stamp=stamp) for stamp in (730, 740, 735, 745, 746)] == ["out_of_order"] * 5
+    assert bench.send("rgb", 1003, stamp=747) == "pair" and bench.verdict.stamp == "time_jump"
+
+
+@pytest.mark.parametrize("ring", [1, 2, 3, degraded.REMEMBERED])
+def test_a_driver_that_goes_round_in_its_buffers_is_frozen(ring):
+    bench = Bench()
+    for at in range(0, 1000, 50):
+        bench.send("rgb", at)
+        bench.send("thermal", at, pixels=1000 + at)
+    for at in range(1000, 3000, 50):
+        bench.send("rgb", at)
+        last = bench.send("thermal", at, pixels=1000 + 1000 - 50 * (1 + at // 50 % ring))
+    assert last == "frozen" and bench.states() == ("frozen", "alive")
 
 
 def scenario(generator):

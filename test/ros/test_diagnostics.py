@@ -40,6 +40,7 @@ def input_facts(stream, **changes):
         info_topic=f"/{stream}/camera_info",
         info_received=True,
         info_missed=False,
+        info_misfit=None,
         condition=condition(stream),
     )
     return replace(facts, **changes)
@@ -54,6 +55,7 @@ def facts(*, thermal=None, rgb=None, **changes):
         now_ns=NOW_NS,
         mode="pair",
         consequence=None,
+        unpaired=False,
         matching={"matcher": "builtin", "matcher_reason": "closest partner wins"},
         interval_s=2.0,
         slop_ms=50.0,
@@ -64,6 +66,10 @@ def facts(*, thermal=None, rgb=None, **changes):
         concern=None,
         size_mismatch=None,
         failure=None,
+        internal_error=None,
+        busy_ms=None,
+        age_s=0.04,
+        timeout_ms=500.0,
         unreachable=None,
         paired_since=10,
         fused_since=10,
@@ -143,6 +149,7 @@ INCOMPATIBLE = "incompatible QoS on /thermal/image_raw: reliability requested re
             WARN,
             "no camera_info on /thermal/camera_info: ~/fused/camera_info is not published",
         ),
+        ({"info_misfit": "camera_info is for 1x1"}, WARN, "camera_info is for 1x1"),
     ],
 )
 def test_causes_of_an_input(changes, level, message):
@@ -196,6 +203,55 @@ def test_causes_of_processing():
         OK,
         "OK, slower than the cameras: 6 pairs gave way to newer ones",
     )
+
+
+def processing(**changes):
+    return entries(facts(**changes))["fusion: processing"][:2]
+
+
+def test_a_worker_that_is_stuck_is_an_error_whatever_gave_way_to_newer_pairs():
+    since = {"since": counts(10, 0, superseded=10, failed=1)}
+    assert processing(busy_ms=1000.0) == (OK, "OK")
+    assert processing(busy_ms=1234.4, thermal=since, rgb=since, fused_since=0) == (
+        ERROR,
+        "no picture for 1234 ms: the pair being fused has taken that long",
+    )
+
+
+@pytest.mark.parametrize("state", ["active", "inactive"])
+def test_an_internal_error_comes_before_everything_else(state):
+    changes = {"inputs": ()} if state == "inactive" else {"busy_ms": 5000.0}
+    assert processing(state=state, internal_error="KeyError: 'x'", **changes) == (
+        ERROR,
+        "internal error: KeyError: 'x'",
+    )
+
+
+@pytest.mark.parametrize(
+    ("age_s", "timeout_ms", "old"),
+    [
+        (0.99, 500.0, False),
+        (1.01, 500.0, True),
+        (1.99, 2000.0, False),
+        (2.01, 2000.0, True),
+        (-0.04, 500.0, False),
+        (-0.06, 500.0, True),
+        (59.9, 500.0, True),
+        (60.1, 500.0, False),
+        (-60.1, 500.0, False),
+        (None, 500.0, False),
+    ],
+)
+def test_pictures_that_are_old_or_from_the_future(age_s, timeout_ms, old):
+    level, message = processing(age_s=age_s, timeout_ms=timeout_ms)
+    if not old:
+        assert (level, message) == (OK, "OK")
+        return
+    assert level == WARN and message == (
+        f"pictures are {age_s:.2f} s old when they are published: a backlog, or the clock of the cameras differs from"
+        " this computer's"
+    )
+    assert processing(age_s=age_s, timeout_ms=timeout_ms, fused_since=0) == (OK, "OK"), "long ago"
 
 
 def test_cameras_that_are_not_registered_and_a_registration_that_looks_wrong():

@@ -268,7 +268,7 @@ def elsewhere() -> str:
         on_info=None,
     )
     camera.open()
-    return camera.facts(counts=good, since=good, info_wanted=False, condition=None).elsewhere
+    return camera.facts(counts=good, since=good, info_wanted=False, info_misfit=None, condition=None).elsewhere
 
 
 def camera_info(stream: str, *, focal: float = 50.0, centre: float = 19.5, frame: str = "") -> CameraInfo:
@@ -314,6 +314,13 @@ def registrations() -> tuple[list[str], list[str]]:
         registrar(turned, *good),
         registrar(here, *good, submit=lambda work: Future()),
     ]
+    restless = registrar(here, *good, submit=lambda work: Future())
+    for frame in ("front", "rear", "front"):
+        restless.take_frame_id("thermal", frame)
+    missing.append(restless)
+    recalibrated = registrar(here, *good)
+    for focal in (51.0, 52.0):
+        recalibrated.take_info("thermal", camera_info("thermal", focal=focal))
     good[1].header.frame_id = ""
     missing.append(registrar(here, *good))
     shrunk = Homography(matrix=np.diag([0.25, 0.25, 1.0]), from_size=(40, 40), to_size=(40, 40))
@@ -321,6 +328,7 @@ def registrations() -> tuple[list[str], list[str]]:
         registrar(here, camera_info("thermal", centre=0.0), camera_info("rgb")).concern,
         registrar(here, *(camera_info(stream, centre=0.0) for stream in STREAMS)).concern,
         *Registration(shrunk).concerns,
+        recalibrated.concern,
     ]
     return [made.missing for made in missing], concerns
 
@@ -479,6 +487,9 @@ def said():
             "consequence": sorted(cameras.consequences),
             "size_mismatch": size_mismatches(),
             "failure": ["RuntimeError: made up"],
+            "internal_error": ["RuntimeError: made up"],
+            "age_s": [None, 1.5, -0.2],
+            "info_misfit": [text for text in texts_in(processing) if text.startswith("camera_info is for")],
             "trouble": troubles(monkeypatch),
         }
         entries = Entries(texts, list(cameras.conditions.values()))

@@ -19,7 +19,7 @@ FAULTS = {
     ("rgb", "silent"): r"rgb camera is missing: no new picture for \d+ ms(; no message on /rgb/image_raw,.*)?",
     ("thermal", "old stamp"): r"thermal camera is frozen: its stamps have not advanced for \d+ ms",
     ("rgb", "old stamp"): r"rgb camera is frozen: its stamps have not advanced for \d+ ms",
-    ("thermal", "old picture"): r"thermal camera is frozen: it has repeated one picture for \d+ ms \(.*\)",
+    ("thermal", "old picture"): r"thermal camera is frozen: it has repeated .* for \d+ ms \(.*\)",
 }
 """(stream, what it does) -> what the diagnostics say."""
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import signal
+import sys
 import time
 from array import array
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -206,6 +208,29 @@ def test_a_pair_that_cannot_be_fused_does_not_end_the_node(fake_client, fake_nod
     client.arrived("fused/image", client.publish_pair())
     assert added_up(both(client, client.settled()))
     assert fake_node.output.count("thirteen") == 1
+
+
+def test_an_exception_in_a_callback_does_not_end_the_node(start_node, make_client):
+    node = start_node([sys.executable, str(Path(__file__).with_name("raising_fusion_node.py"))])
+    client = make_client(node)
+    client.cameras()
+    client.listen("fused/image")
+    from sensor_msgs.msg import CameraInfo
+
+    def spoil(height, said):
+        client.publishers["rgb info"].publish(CameraInfo(width=13, height=height))
+        report = client.wait_report(lambda r: said in r["fusion: processing"][1], said)
+        assert report["fusion: processing"][:2] == (b"\x02", f"internal error: {said}")
+
+    for height in (2, 3, 4):
+        spoil(height, f"ValueError: thirteen by {height}")
+    spoil(1, "KeyError: 'another line'")
+    client.arrived("fused/image", client.publish_pair())
+    assert added_up(both(client, client.settled()))
+    client.wait_report(lambda r: r["fusion: processing"][0] == b"\x00", "an end of the error in the reports")
+    assert node.end(signal.SIGINT) == 0
+    assert node.output.count("Traceback") == 2, "once per type and line"
+    assert node.output.count("raising_fusion_node.py") == 2 and "thirteen by 3" not in node.output
 
 
 def test_deactivation_accounts_for_everything_and_activation_starts_again(client):

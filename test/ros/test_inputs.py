@@ -84,6 +84,27 @@ def test_a_constant_compressed_picture_is_seen_to_be_one_when_it_repeats(monkeyp
     assert reader.read(png(flat())).fingerprint() == numbers[0] and reader.read(png(flat())).fingerprint() is None
 
 
+def test_a_large_compressed_picture_is_neither_decoded_nor_compared(monkeypatch):
+    monkeypatch.setattr("isfl_ros.ros.inputs.CONSTANT_CHECK_PIXELS", flat().size - 1)
+    monkeypatch.setattr("cv2.imdecode", lambda *_: pytest.fail("decoded"))
+    reader = CompressedReader("thermal")
+    assert [reader.read(png(pixels)).fingerprint() for pixels in (flat(), flat(), noise(), noise())] == [None] * 4
+
+
+@pytest.mark.parametrize("make, pack", [
+    (
+        lambda most: RawReader("thermal", decode_rgb, max_pixels=most),
+        lambda: image_message(noise(), encoding="mono8", header=Header()),
+    ),
+    (lambda most: CompressedReader("thermal", max_pixels=most), lambda: png(noise())),
+], ids=["raw", "compressed"])
+def test_both_transports_refuse_what_is_larger_than_the_parameter_says(make, pack):
+    assert make(noise().size).read(pack()).width == 47
+    with pytest.raises(MalformedImage, match="47x33.*input.max_pixels") as raised:
+        make(noise().size - 1).read(pack())
+    assert raised.value.cause == "bad_size"
+
+
 def test_a_damaged_picture_that_repeats_is_left_to_the_worker():
     reader = CompressedReader("thermal")
     images = [reader.read(damaged()) for _ in range(2)]

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from isfl_ros.ros.logging_bridge import OnceLog, RosLogHandler
+from isfl_ros.ros.logging_bridge import AGAIN_AFTER_S, MOST_CAUSES, OnceLog, RosLogHandler
 
 
 class Logger:
@@ -55,3 +55,29 @@ def test_once_per_cause(severity):
     for cause, text in (("a", "first"), ("a", "again"), ("b", "other")):
         getattr(once, severity)(cause, text)
     assert ros.said == [(severity, "first"), (severity, "other")]
+
+
+def test_again_when_the_text_changed_but_not_soon():
+    ros, now = Logger(), [100.0]
+    once = OnceLog(ros, now_s=lambda: now[0])
+    for seconds, text in (
+        (0.0, "1 px"),
+        (AGAIN_AFTER_S - 0.1, "2 px"),
+        (AGAIN_AFTER_S, "1 px"),
+        (AGAIN_AFTER_S, "3 px"),
+        (2 * AGAIN_AFTER_S - 0.1, "4 px"),
+        (9 * AGAIN_AFTER_S, "3 px"),
+    ):
+        now[0] = 100.0 + seconds
+        once.error("size", text)
+    assert [text for _, text in ros.said] == ["1 px", "3 px"]
+
+
+def test_what_was_said_is_forgotten_before_it_fills_the_memory():
+    ros = Logger()
+    once = OnceLog(ros)
+    for number in range(3 * MOST_CAUSES):
+        once.info(f"cause {number}", "text")
+        once.info(f"cause {number}", "text")
+    assert len(ros.said) == 3 * MOST_CAUSES
+    assert len(once._said) == MOST_CAUSES

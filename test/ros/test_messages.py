@@ -196,6 +196,14 @@ def test_causes(change, cause):
     assert str(raised.value).startswith("rgb image ") and "expected" in str(raised.value)
 
 
+def test_the_largest_picture_is_what_the_user_says():
+    pixels = good().width * good().height
+    check_image(good(), "rgb", max_pixels=pixels)
+    with pytest.raises(MalformedImage, match=rf"{pixels - 1} in all \(parameter input.max_pixels\)") as raised:
+        check_image(good(), "rgb", max_pixels=pixels - 1)
+    assert raised.value.cause == "bad_size"
+
+
 def test_streams_have_encodings_of_their_own():
     with pytest.raises(MalformedImage):
         check_image(message(random_bytes(40, 96), "16UC1", width=48, height=40), "rgb")

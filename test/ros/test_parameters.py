@@ -10,6 +10,7 @@ from isfl_ros.errors import InputError
 from isfl_ros.images import GainControlConfig
 from isfl_ros.pipeline import PipelineConfig
 from isfl_ros.resources import shared_directory
+from isfl_ros.ros.messages import MAX_PIXELS
 from isfl_ros.ros.parameters import BY_NAME, TABLE, settings_from
 from isfl_ros.ros.registrar import RegistrationConfig
 
@@ -111,6 +112,16 @@ def test_registration_has_the_defaults_of_its_config_and_each_its_own_field():
 
 def test_no_warm_up():
     assert settings_from(DEFAULTS | {"warmup.width": 0}).warmup_size is None
+
+
+def test_the_largest_picture():
+    assert settings_from(DEFAULTS).max_pixels >= 3840 * 2160
+    assert settings_from(DEFAULTS | {"input.max_pixels": 640 * 480}).max_pixels == 640 * 480
+    for value in (0, MAX_PIXELS + 1):
+        with pytest.raises(InputError, match=f"input.max_pixels; expected 1024 to {MAX_PIXELS}; got"):
+            settings_from(DEFAULTS | {"input.max_pixels": value})
+    with pytest.raises(InputError, match="warmup.width and warmup.height; expected .*307199.*; got 640 and 480"):
+        settings_from(DEFAULTS | {"input.max_pixels": 640 * 480 - 1})
 
 
 def test_descriptors_carry_description_and_range():

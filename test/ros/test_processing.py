@@ -169,7 +169,12 @@ def test_calibration_of_another_size_is_not_published(size, published):
     bench.processor.camera_infos["rgb"] = CameraInfo(width=size[0], height=size[1])
     bench.processor.process(bench.job())
     assert set(bench.sent) == ({"fused", "camera_info"} if published else {"fused"})
-    assert bench.said == ([] if published else ["camera_info size"])
+    assert bench.said == ([] if published else ["rgb camera_info size"])
+    text = "camera_info is for 100x80, the image is 50x40: ~/fused/camera_info is not published"
+    assert bench.processor.info_misfits == ({} if published else {"rgb": text})
+    bench.processor.camera_infos["rgb"] = CameraInfo(width=50, height=40)
+    bench.processor.process(bench.job(stamp=12))
+    assert bench.processor.info_misfits == {}
 
 
 def test_a_model_without_gates_is_never_asked_for_one():
@@ -388,7 +393,7 @@ def test_the_rate_of_a_picture_alone_is_that_of_a_pair():
 
 
 def test_a_pair_that_failed_leaves_its_place_in_the_rate():
-    bench = Bench(**{"output.max_rate_hz": 1.0})
+    bench = Bench(**{"output.max_rate_hz": 1.0, "degraded.mode": "stop"})
     bench.subscribed.add("fused")
     with pytest.raises(RuntimeError):
         bench.processor.process(bench.job(value=13, stamp=20))
@@ -444,8 +449,133 @@ def test_the_compressed_picture_comes_and_goes_while_others_are_published():
     assert "jpeg" in bench.messages["fused_compressed"].format
 
 
-def test_a_failure_is_counted_and_kept_in_one_line():
+@pytest.mark.parametrize("at", [-5.0, -1.3])
+@pytest.mark.parametrize("stream", STREAMS)
+def test_stamps_before_1970_are_clamped_in_headers_only(stream, at):
+    """By an offset that is larger than the stamps of a camera that counts from when it was switched on."""
+    offset = {"thermal": -10_000.0, "rgb": 10_000.0}[stream]
+    reference = {"thermal": "rgb", "rgb": "thermal"}[stream]
+    bench = Bench(reference=reference, **{"sync.thermal_offset_ms": offset, "output.max_rate_hz": 10.0})
+    bench.subscribed.add("fused")
+    for index in range(10):
+        job = bench.single(stream, stamp=0)
+        at_ns = round((at + 10.0 + index / 10.0) * SECOND)
+        stamp = job.frame.message.header.stamp
+        stamp.sec, stamp.nanosec = divmod(at_ns, SECOND)
+        bench.processor.process(job)
+        shown = bench.messages["fused"].header.stamp
+        assert shown.sec * SECOND + shown.nanosec == max(0, at_ns - 10 * SECOND)
+    assert bench.ledger.snapshot()[stream].fused == 10
+    bench.processor.process(job)
+    assert bench.ledger.snapshot()[stream].fused == 10, "the same once more is not new"
+
+
+def late(job, by_ns):
+    """The same job of messages that arrived that much earlier."""
+    frames = {name: replace(frame, arrived_ns=frame.arrived_ns - by_ns) for name, frame in job.frames.items()}
+    return replace(job, pair=replace(job.pair, **frames))
+
+
+@pytest.mark.parametrize(("by_ms", "level"), [(0, DiagnosticStatus.OK), (60_100, DiagnosticStatus.WARN)])
+def test_how_long_a_picture_took_is_said_by_a_clock_that_no_camera_has(by_ms, level):
+    bench = Bench(**{"degraded.timeout_ms": 60_000.0})
+    bench.subscribed.update(("fused", "status"))
+    bench.processor.process(late(bench.job(), by_ms * 10**6))
+    assert bench.messages["status"].status[0].message == "pair"
+    said, values = bench.status()
+    assert said == level and by_ms <= float(values["delay_ms"]) < by_ms + 60_000
+    assert values["age_ms"] == "1000.000" and bench.processor.age_s == 1.0
+
+
+def test_the_delay_counts_from_the_newest_message_and_the_age_is_of_new_pictures():
+    bench = Bench(**{"degraded.timeout_ms": 60_000.0})
+    bench.subscribed.update(("fused", "status"))
+    job = bench.job()
+    old = late(job, 100 * SECOND)
+    bench.processor.process(replace(job, pair=replace(job.pair, thermal=old.pair.thermal)))
+    assert bench.status()[0] == DiagnosticStatus.OK
+    bench.processor.age_s = None
+    bench.processor.process(HoldJob())
+    assert bench.status()[1]["mode"] == "held" and bench.processor.age_s is None
+    bench.processor.process(bench.job(stamp=12))
+    assert bench.processor.age_s == 0.0
+    bench.processor.start_session()
+    assert bench.processor.age_s is None
+
+
+def refuse(bench, *refused):
+    """The pipeline fails wherever it gets these streams, and perhaps others."""
+    fuse = bench.pipeline.fuse
+
+    def failing(thermal, rgb, **how):
+        there = {name for name, pixels in (("thermal", thermal), ("rgb", rgb)) if pixels is not None}
+        if there >= set(refused):
+            raise RuntimeError(f"not {' and '.join(sorted(there))}\nand more")
+        return fuse(thermal, rgb, **how)
+
+    bench.pipeline.fuse = failing
+
+
+@pytest.mark.parametrize("reference", STREAMS)
+def test_of_a_pair_that_cannot_be_fused_the_reference_is_shown_alone(reference):
+    bench = Bench(reference=reference)
+    bench.subscribed.update(("fused", "status"))
+    refuse(bench, "thermal", "rgb")
+    (other,) = set(STREAMS) - {reference}
+    bench.processor.process(bench.job())
+    assert bench.sent == ["fused", "status"] and bench.status()[1]["mode"] == f"{reference}_only"
+    counts = bench.ledger.snapshot()
+    assert (counts[reference].fused, counts[reference].dropped, counts[reference].pending) == (1, {}, 0)
+    assert (counts[other].fused, counts[other].dropped, counts[other].pending) == (0, {"failed": 1}, 0)
+    assert bench.processor.failure == "RuntimeError: not rgb and thermal" and bench.said == ["failed RuntimeError"]
+
+
+def test_where_the_reference_alone_fails_too_both_have_failed():
     bench = Bench()
+    bench.subscribed.update(("fused", "status"))
+    refuse(bench, "rgb")
+    job = bench.job()
+    with pytest.raises(RuntimeError) as raised:
+        bench.processor.process(job)
+    assert bench.ledger.snapshot()["thermal"].dropped == {"failed": 1} and bench.outcome() == (0, {}, 1)
+    bench.processor.failed(job, raised.value)
+    assert bench.outcome() == (0, {"failed": 1}, 0) and bench.ledger.snapshot()["thermal"].dropped == {"failed": 1}
+    assert bench.processor.failure == "RuntimeError: not rgb" and bench.sent == []
+
+
+@pytest.mark.parametrize("mode", ["hold", "stop"])
+def test_a_pair_that_fails_where_no_camera_may_be_fused_alone(mode):
+    bench = Bench(**{"degraded.mode": mode})
+    bench.subscribed.add("fused")
+    refuse(bench, "thermal", "rgb")
+    with pytest.raises(RuntimeError):
+        bench.processor.process(bench.job())
+    assert bench.sent == [] and bench.outcome() == (0, {}, 1)
+
+
+def test_what_fails_while_it_is_published_is_not_published_once_more():
+    bench = Bench()
+    bench.subscribed.update(("fused", "gate"))
+    bench.outputs._publishers["gate"].publish = lambda message: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        bench.processor.process(bench.job())
+    assert bench.sent == ["fused"] and len(bench.pipeline.asked) == 1
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+def test_what_is_left_of_a_damaged_pair_and_fails_is_not_tried_again(stream):
+    bench = Bench()
+    bench.subscribed.add("fused")
+    (other,) = set(STREAMS) - {stream}
+    refuse(bench, other)
+    with pytest.raises(RuntimeError):
+        bench.processor.process(spoil(bench.job(), stream))
+    assert bench.ledger.snapshot()[stream].dropped == {"undecodable": 1}
+    assert bench.ledger.snapshot()[other].pending == 1
+
+
+def test_a_failure_is_counted_and_kept_in_one_line():
+    bench = Bench(**{"degraded.mode": "stop"})
     bench.subscribed.add("fused")
     job = bench.job(value=13)
     with pytest.raises(RuntimeError) as raised:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 import sys
+import warnings
 from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +10,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sensor_msgs.msg import CameraInfo
 
 from isfl_ros.errors import InputError
@@ -21,7 +24,7 @@ from isfl_ros.registration import (
     parse_homography,
     write_homography,
 )
-from isfl_ros.ros.registrar import NoTransform, Registrar, RegistrationConfig
+from isfl_ros.ros.registrar import STEADY_S, NoTransform, Registrar, RegistrationConfig
 
 TOPICS = {"thermal": "/lwir/camera_info", "rgb": "/front/camera_info"}
 SIZE = {"thermal": (80, 60), "rgb": (160, 120)}
@@ -73,9 +76,9 @@ class Tf:
         return self.known[target, source]
 
 
-def registrar(reference="rgb", *, submit=None, transforms=None, **config):
+def registrar(reference="rgb", *, submit=None, transforms=None, clock=None, **config):
     config = {"mode": "calibrated", "transform_source": "parameters" if transforms is None else "tf"} | config
-    more = {} if submit is None else {"submit": submit}
+    more = {name: value for name, value in (("submit", submit), ("clock", clock)) if value is not None}
     return Registrar(
         RegistrationConfig(**config), reference=reference, info_topics=TOPICS, transforms=transforms, **more
     )
@@ -296,6 +299,71 @@ def test_a_transform_that_is_none_is_named():
     assert made.registration is None and "no unit quaternion" in made.missing
 
 
+_WILD = st.floats() | st.sampled_from([0.0, 1.0, -1.0, 1e-300, 1e12, -1e12, 1e13, 1e308, -1e308])
+_SIDES = st.sampled_from([0, 1, 33, 64, 2**32 - 1])
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    k=st.dictionaries(st.integers(0, 8), _WILD, max_size=2),
+    d=st.lists(_WILD, max_size=14),
+    model=st.sampled_from(["plumb_bob", "rational_polynomial", "equidistant", "", "a\nb"]),
+    size=st.tuples(_SIDES, _SIDES),
+    binning=st.tuples(st.sampled_from([0, 1, 2, 2**32 - 1]), st.integers(0, 3)),
+    roi=st.just((0, 0, 0, 0)) | st.tuples(*[st.integers(0, 40) | st.just(2**32 - 1)] * 4),
+)
+def test_no_camera_info_brings_more_than_a_reason(k, d, model, size, binning, roi):
+    message = CameraInfo(width=size[0], height=size[1], distortion_model=model, d=d)
+    matrix = np.array([50.0, 0.0, 16.0, 0.0, 50.0, 16.0, 0.0, 0.0, 1.0])
+    matrix[list(k)] = list(k.values())
+    message.k = matrix
+    message.binning_x, message.binning_y = binning
+    message.roi.x_offset, message.roi.y_offset, message.roi.width, message.roi.height = roi
+    made = registrar()
+    made.take_info("rgb", info("rgb"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # numpy, of what it makes of such numbers
+        made.take_info("thermal", message)
+    assert made.registration is not None or (made.missing and "\n" not in made.missing and len(made.missing) < 2000)
+
+
+@pytest.mark.parametrize(
+    "model, d",
+    [
+        ("plumb_bob", [0.0, 0.0, 0.0, 0.0, 1e308]),
+        ("equidistant", [1e300] * 4),
+        ("rational_polynomial", [-1e13] * 8),
+    ],
+)
+def test_coefficients_that_no_lens_has_are_named(model, d):
+    made = calibrated()
+    made.take_info("thermal", info("thermal", d=d, distortion_model=model))
+    assert made.registration is None
+    assert made.missing.startswith("thermal camera: distortion coefficients unusable; expected numbers from -1e+12 to")
+    made.take_info("thermal", info("thermal", d=[0.0] * 5))
+    assert made.registration is not None
+
+
+def test_a_lens_that_numpy_cannot_make_is_a_reason(monkeypatch):
+    def fail(coefficients):
+        raise np.linalg.LinAlgError("eigenvalues\ndid not converge")
+
+    monkeypatch.setattr("isfl_ros.registration.cameras.PolynomialLens", fail)
+    made = registrar()
+    for stream in SIZE:
+        made.take_info(stream, info(stream))
+    assert "thermal camera: distortion coefficients make no lens (eigenvalues did not converge); exp" in made.missing
+
+
+def test_coefficients_of_a_strong_telephoto_lens_are_taken():
+    telephoto = info("thermal", d=[5.0, -1e4, 0.0, 0.0, 1e8])
+    telephoto.k[0] = telephoto.k[4] = 6000.0
+    made = registrar()
+    for stream, message in (("rgb", info("rgb")), ("thermal", telephoto)):
+        made.take_info(stream, message)
+    assert made.registration is not None
+
+
 # maps that are made elsewhere
 
 
@@ -349,6 +417,96 @@ def test_a_map_that_comes_too_late_is_not_used():
     bench.do()
     made.update()
     assert made.registration is None and "not calibrated" in made.missing
+
+
+class Clock:
+    seconds = 1000.0
+
+    def __call__(self):
+        return self.seconds
+
+
+def several_thermal_cameras(clock):
+    """Of which /tf knows different transforms, with a map of the first in force."""
+    bench, tf = Bench(), Tf()
+    for number, frame in enumerate(("front", "rear", "side")):
+        tf.known[frame, "rgb"] = Transform(rotation=np.eye(3), translation=[0.1 * number, 0.0, 0.0])
+    made = registrar(submit=bench, transforms=tf, clock=clock)
+    made.take_frame_id("rgb", "rgb")
+    made.take_frame_id("thermal", "front")
+    for stream in SIZE:
+        made.take_info(stream, info(stream))
+    bench.do()
+    made.update()
+    assert_same(made.registration, by_hand("rgb", tf.known["front", "rgb"]))
+    return made, bench, tf
+
+
+def test_a_picture_of_another_frame_is_not_fused_with_the_map_of_the_last():
+    made, bench, tf = several_thermal_cameras(Clock())
+    made.take_frame_id("thermal", "rear")
+    assert made.registration is None and made.missing == "the map between the pictures is being made" and made.busy
+    bench.do()
+    made.update()
+    assert_same(made.registration, by_hand("rgb", tf.known["rear", "rgb"]))
+    assert made.missing is None
+
+
+def test_a_map_that_is_finished_after_the_frame_has_changed_is_not_used():
+    clock = Clock()
+    made, bench, tf = several_thermal_cameras(clock)
+    made.take_frame_id("thermal", "rear")
+    clock.seconds += 2 * STEADY_S
+    made.take_frame_id("thermal", "side")
+    assert len(bench.waiting) == 1, "one at a time"
+    bench.do()
+    made.update()
+    assert made.registration is None and len(bench.waiting) == 1
+    bench.do()
+    made.update()
+    assert_same(made.registration, by_hand("rgb", tf.known["side", "rgb"]))
+
+
+def test_a_frame_id_that_keeps_changing_makes_no_maps_until_it_stays():
+    clock = Clock()
+    made, bench, tf = several_thermal_cameras(clock)
+    done = 0
+    for number in range(300):
+        clock.seconds += STEADY_S / 30
+        made.take_frame_id("thermal", ("rear", "front")[number % 2])
+        made.update()
+        assert made.registration is None
+        while bench.waiting:
+            bench.do()
+            done += 1
+    assert done == 1, "what the first change asked for"
+    keeps = "frame_id or calibration of the thermal camera keeps changing; is there more than one publisher?"
+    assert made.missing == keeps
+    clock.seconds += 0.99 * STEADY_S
+    made.update()
+    assert made.missing == keeps and not bench.waiting
+    clock.seconds += 0.02 * STEADY_S
+    made.update()
+    assert made.missing == "the map between the pictures is being made"
+    bench.do()
+    made.update()
+    assert_same(made.registration, by_hand("rgb", tf.known["front", "rgb"]))
+    assert made.concern is None
+
+
+def test_a_calibration_that_keeps_changing_leaves_the_map_there_is():
+    clock = Clock()
+    made, bench, _ = several_thermal_cameras(clock)
+    first = made.registration
+    for number in range(30):
+        clock.seconds += STEADY_S / 30
+        made.take_info("thermal", info("thermal", d=[-0.01 * (1 + number % 2)] * 2))
+    assert made.registration is first and len(bench.waiting) == 1
+    assert "of the thermal camera keeps changing" in made.concern and made.missing is None
+    bench.do()
+    clock.seconds += 1.01 * STEADY_S
+    made.update()
+    assert len(bench.waiting) == 1 and made.concern is None, "of the calibration that has stayed"
 
 
 def test_work_that_fails_is_a_reason_and_no_end():

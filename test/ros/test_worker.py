@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import logging
 import threading
+import time
 
 import pytest
 
@@ -117,3 +119,34 @@ def test_an_offer_replaces_nothing_and_is_replaced_by_a_job(bench):
     assert bench.done == ["a", "b"]
     assert bench.worker.stop(LONG) == []
     assert bench.worker.offer("late") is False
+
+
+def test_since_when_it_is_busy(bench):
+    assert bench.worker.busy_since_ns is None
+    before = time.monotonic_ns()
+    bench.begin("a")
+    since = bench.worker.busy_since_ns
+    assert before <= since <= time.monotonic_ns()
+    bench.worker.submit("b")
+    assert bench.worker.busy_since_ns == since, "of the job that is being done, not of the one that waits"
+    bench.end()
+    assert bench.started.acquire(timeout=LONG)
+    assert bench.worker.busy_since_ns > since
+    bench.end()
+    bench.worker.stop(LONG)
+    assert bench.worker.busy_since_ns is None
+
+
+def test_not_even_an_exception_of_the_accounting_ends_the_thread(bench, caplog):
+    def broken(job, error):
+        bench.ended.release()
+        raise KeyError(job)
+
+    bench.worker._failed = broken
+    with caplog.at_level(logging.ERROR, "isfl_ros"):
+        bench.begin("bad")
+        bench.end()
+        bench.begin("good")
+    assert "could not be accounted for" in caplog.text and "KeyError: 'bad'" in caplog.text
+    bench.end()
+    assert bench.done == ["good"]
