@@ -26,7 +26,8 @@ DiagnosticArray) with exactly its stamp; gate on that, not on whether a picture 
 - `valid_fraction.thermal` and `valid_fraction.rgb`: the part of the picture for which that camera has pixels; elsewhere
   it rests on the other camera alone. Aligned cameras have 1.0, registered ones their overlap: a value below the usual
   one of your cameras means that something is wrong.
-- `age_ms`: how old the picture was when it was published; what the detector needs comes on top. `stamp_skew_ms`: a
+- `age_ms`: how old the picture was when it was published; what the detector needs comes on top. `delay_ms`: how much of
+  that passed in the fusion node; the level is WARN where it is more than `degraded.timeout_ms`. `stamp_skew_ms`: a
   thing that crosses the picture at 10 m/s in 10 m distance is 3 degrees off at 50 ms skew.
 """
 

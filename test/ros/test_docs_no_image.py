@@ -53,10 +53,12 @@ from isfl_ros.ros.accounting import Ledger, StreamCounts
 from isfl_ros.ros.degraded import Condition, DegradedConfig, Supervisor
 from isfl_ros.ros.diagnostics import Facts, InputFacts
 from isfl_ros.ros.inputs import CameraInput, Refusals
+from isfl_ros.ros.jobs import Frame
 from isfl_ros.ros.messages import MalformedImage
 from isfl_ros.ros.qos import Conflicts
 from isfl_ros.ros.registrar import NoTransform, Registrar, RegistrationConfig, at_once
-from isfl_ros.ros.sync import STREAMS
+from isfl_ros.ros.router import Router
+from isfl_ros.ros.sync import STREAMS, PairMatcher
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "no_image.md"
@@ -389,6 +391,23 @@ class Cameras:
         behaviour = ("silent", "good", "stamps", "good", "bytes", "good", "silent", "slow", "very slow")
         for mode, rgb in itertools.product(degraded.MODES, ("good", "silent")):
             self._watch(DegradedConfig(mode=mode), behaviour, rgb)
+        for mode in degraded.MODES:
+            self._watch_unpaired(DegradedConfig(mode=mode))
+
+    def _watch_unpaired(self, config: DegradedConfig) -> None:
+        """Both cameras are alive, a clock is set and set back."""
+        now, events = 0, []
+        worker = types.SimpleNamespace(submit=lambda job: None, offer=lambda job: True)
+        ledger = Ledger(STREAMS)
+        router = Router(PairMatcher(slop_ns=1), ledger, reference="rgb", say=events.append, now_ns=lambda: now)
+        router.start(worker, config)
+        for now in range(0, 3_000_000_000, 50_000_000):
+            ahead = 5_000_000_000 if 1_000_000_000 < now < 2_000_000_000 else 0
+            for stream, stamp in (("thermal", now), ("rgb", now + ahead)):
+                router.offer(stream, stamp, Frame(ledger.receive(stream), None, now), now + ahead)
+            if router.unpaired:
+                self.consequences.add(router.consequence)
+        self.events |= {event.text for event in events}
 
     def _watch(self, config: DegradedConfig, thermal: tuple[str, ...], rgb: str) -> None:
         step_ns = 50_000_000

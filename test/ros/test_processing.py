@@ -3,6 +3,7 @@ from __future__ import annotations
 import time
 from array import array
 from dataclasses import replace
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -264,12 +265,14 @@ def test_before_the_reference_camera_sent_anything_the_frame_is_that_of_the_pict
     assert bench.sent == ["fused"] and bench.messages["fused"].header.frame_id == "thermal"
 
 
-@pytest.mark.parametrize(("stamp", "shown"), [(12, True), (11, False), (10, False), (9, True)])
-def test_no_picture_that_is_older_than_the_last_one_passes_for_fresh(stamp, shown):
+@pytest.mark.parametrize(
+    ("stamp", "epoch", "shown"), [(12, 0, True), (11, 0, False), (10, 0, False), (9, 0, False), (9, 1, True), (12, 1, True)]
+)
+def test_no_picture_that_is_older_than_the_last_one_passes_for_fresh(stamp, epoch, shown):
     bench = Bench()
     bench.subscribed.add("fused")
     bench.processor.process(bench.job())  # of second 11
-    bench.processor.process(bench.single("rgb", stamp=stamp))
+    bench.processor.process(replace(bench.single("rgb", stamp=stamp), epoch=epoch))
     assert len(bench.sent) == 1 + shown
     assert bench.outcome() == ((2, {}, 0) if shown else (1, {"outdated": 1}, 0))
 

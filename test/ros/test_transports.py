@@ -188,7 +188,7 @@ def test_a_compressed_camera_that_repeats_a_picture_is_frozen_but_not_one_in_the
             modes = [message.status[0].values[0].value for message in client.received["fused/status"]]
             assert modes[-1] == expected and "pair" in modes, modes
             said = client.reports[-1]["fusion: input thermal"][1]
-            assert ("has repeated one picture" in said) == (expected == "rgb_only"), said
+            assert ("has repeated its pictures" in said) == (expected == "rgb_only"), said
     finally:
         for name, value in {"degraded.identical_bytes": False, "degraded.timeout_ms": 60_000.0}.items():
             assert client.set_parameter(name, value) == (True, "")
