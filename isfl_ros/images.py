@@ -199,9 +199,9 @@ def per_unit(black: float, white: float) -> np.float32:
     be NaN.
     """
     span = white - black
-    limits = np.finfo(np.float32)
-    size = 1.0 / abs(span) if span else np.inf
-    return np.float32(np.copysign(min(max(float(limits.tiny), size), float(limits.max)), span))
+    float32 = np.finfo(np.float32)
+    size = min(max(float(float32.tiny), 1.0 / abs(span) if span else np.inf), float(float32.max))
+    return np.float32(-size if span < 0.0 else size)
 
 
 def normalise(raw: np.ndarray, black: float, white: float, *, valid: np.ndarray | None = None) -> np.ndarray:

@@ -689,7 +689,7 @@ def test_a_small_file_is_no_large_document(tmp_path, how):
         + "".join(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 10)}]}}\n" for i in range(1, 12)),
     }[how]
     (tmp_path / "h.yaml").write_text(text)
-    with pytest.raises(InputError, match="h.yaml is no homography file: expected at most 16 aliases, got 110"):
+    with pytest.raises(InputError, match="h.yaml is no homography file; expected at most 16 aliases; got 110"):
         read_homography(tmp_path / "h.yaml")
     (tmp_path / "h.yaml").write_text("matrix: [1, 0, 0, 0, 1, 0, 0, 0, 1]\nfrom_size: &size [80, 60]\nto_size: *size\n")
     assert read_homography(tmp_path / "h.yaml").to_size == (80, 60)

@@ -218,7 +218,7 @@ def judge_processing(facts: Facts) -> Verdict:
     }
     if facts.busy_ms is not None and facts.busy_ms > STUCK_MS:
         return ERROR, f"no picture for {facts.busy_ms:.0f} ms: the pair being fused has taken that long"
-    if dropped["size_mismatch"] and facts.size_mismatch is not None:
+    if facts.size_mismatch is not None and (dropped["size_mismatch"] or facts.fused_since):
         return ERROR, facts.size_mismatch
     if dropped["failed"]:
         return ERROR, f"{dropped['failed']} pairs could not be fused: {facts.failure}"

@@ -114,7 +114,7 @@ class FusionNode(LifecycleNode):
         self._watch_timer.cancel()
         self._jump = self.get_clock().create_jump_callback(
             JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-TIME_JUMP_NS), on_clock_change=False),
-            post_callback=lambda jump: self._router.time_jumped(),
+            post_callback=lambda jump: self._time_jumped(),
         )
 
     # life cycle
@@ -300,6 +300,11 @@ class FusionNode(LifecycleNode):
             self.get_logger().info(event.text)
         else:
             self.get_logger().debug(event.text)
+
+    def _time_jumped(self) -> None:
+        self._router.time_jumped()
+        if self._registration is not None:
+            self._registration.time_jumped()
 
     def _set_watch(self) -> None:
         """Come again when the next stream may die."""

@@ -55,6 +55,11 @@ class NodeRegistration:
         if self._tf is not None:
             self._tf.stop()
 
+    def time_jumped(self) -> None:
+        """Say that a simulated clock was set back."""
+        if self._tf is not None:
+            self._tf.forget()
+
     def close(self) -> None:
         """End the thread."""
         if self._maker is not None:

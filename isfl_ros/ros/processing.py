@@ -82,7 +82,7 @@ class PairProcessor:
         """Reset at activation."""
         self.latency = Latency()
         self.size_mismatch: str | None = None
-        """Sizes of the last pair in words, where they differed, or did not fit the registration."""
+        """Sizes of the last picture in words, where they differed, or did not fit the registration."""
         self.failure: str | None = None
         """Why a pair could not be fused, the last time that happened."""
         self._shown = False
@@ -101,7 +101,7 @@ class PairProcessor:
     def start_session(self) -> None:
         """Forget what an earlier activation left behind."""
         self.camera_infos = {}
-        self.frame_id = self.published = None
+        self.frame_id = self.published = self._reference_size = None
         self.info_misfits: dict[str, str] = {}
         """Stream -> in words, that its camera_info is for another size than the last picture that it belongs to."""
         self.age_s: float | None = None
@@ -122,7 +122,7 @@ class PairProcessor:
         if isinstance(job, HoldJob):
             self._publish_again()
             return
-        self._shown = False
+        self._shown, self._misfit = False, None
         try:
             self._process(job, job.frames, self._registrar.registration)
         except Exception as error:
@@ -132,6 +132,8 @@ class PairProcessor:
             self._say_failure(error)
             # nothing is to be warped: what the pipeline has need not be changed, which may be what failed
             self._process(job, left, self._in_force)
+        if self._shown or self._misfit is not None:
+            self.size_mismatch = self._misfit
 
     def _without_failed(self, job: PairJob | SingleJob) -> Frames:
         """What may still be shown of a job that failed; the other camera's message is dropped then."""
@@ -171,6 +173,9 @@ class PairProcessor:
         if self._is_outdated(stamp_ns, job.epoch):
             self._ledger.drop("outdated", *(frame.ticket for frame in frames.values()))
             return
+        if source != settings.reference and registration is not None and registration.mode == "none":
+            if self._reference_size not in (None, (picture.width, picture.height)):
+                registration = None  # whatever the cameras share, it is not their pixels
         how = {"gate": self._outputs.needs_gate(wanted), "stamp_s": stamp_ns * 1e-9}
         try:
             result = self._fuse(frames, pixels, registration, **how)
@@ -227,9 +232,9 @@ class PairProcessor:
                 self._log.warning("unregistered", f"cameras not registered: {why}")
             return self._without_other(frames, "unregistered")
         if registration.mode == "none":
-            self.size_mismatch = _size_mismatch(*(frames[name].message for name in STREAMS))
-            if self.size_mismatch is not None:
-                self._log.error("size_mismatch", self.size_mismatch)
+            self._misfit = _size_mismatch(*(frames[name].message for name in STREAMS))
+            if self._misfit is not None:
+                self._log.error("size_mismatch", self._misfit)
                 return self._without_other(frames, "size_mismatch")
         return frames
 
@@ -275,8 +280,8 @@ class PairProcessor:
         self, frames: Frames, registration: Registration, error: SizeMismatch
     ) -> tuple[Frames, Registration | None]:
         """What is to be fused, and how, where the other camera's picture does not fit the registration."""
-        self.size_mismatch = f"size mismatch: {error}"
-        self._log.error("size_mismatch", self.size_mismatch)
+        self._misfit = f"size mismatch: {error}"
+        self._log.error("size_mismatch", self._misfit)
         if len(frames) == len(STREAMS):
             return self._without_other(frames, "size_mismatch"), registration
         return frames, None  # nothing else is there to be seen: as it is, then
@@ -298,10 +303,7 @@ class PairProcessor:
         if registration is not self._in_force:
             self._pipeline.set_registration(registration, reference=self.settings.reference)
             self._in_force = registration
-        result = self._pipeline.fuse(*(pixels[name] if name in frames else None for name in STREAMS), **how)
-        if len(frames) == len(STREAMS):
-            self.size_mismatch = None
-        return result
+        return self._pipeline.fuse(*(pixels[name] if name in frames else None for name in STREAMS), **how)
 
     def _source(self, frames: Frames) -> tuple[str, CameraImage]:
         """The stream, and its picture, that the fused picture takes its stamp and calibration from."""
@@ -332,7 +334,7 @@ class PairProcessor:
         A picture of the other camera alone, without a registration, is in its own frame.
         """
         if source == self.settings.reference:
-            self.frame_id = picture.header.frame_id
+            self.frame_id, self._reference_size = picture.header.frame_id, (picture.width, picture.height)
             return Header(stamp=picture.header.stamp, frame_id=picture.header.frame_id)
         # a header holds no time before 1970
         seconds, rest = divmod(max(0, self._stamp_ns(source, picture)), NANOSECONDS)

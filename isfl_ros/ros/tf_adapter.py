@@ -46,6 +46,11 @@ class TfTransforms:
             self._listener.unregister()
             self._listener = None
 
+    def forget(self) -> None:
+        """Forget transforms of a time that is now ahead: TF itself would ignore all older ones."""
+        if self._buffer is not None:
+            self._buffer.clear()
+
     def lookup(self, *, target: str, source: str) -> Transform:
         """See `isfl_ros.ros.registrar.Transforms`. Knows nothing before `start`.
 

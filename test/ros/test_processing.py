@@ -202,7 +202,7 @@ def test_of_pictures_whose_sizes_differ_the_reference_is_fused_alone():
     assert bench.status()[1]["mode"] == "rgb_only"
     assert bench.outcome() == (1, {}, 0) and bench.ledger.snapshot()["thermal"].dropped == {"size_mismatch": 1}
     assert "thermal is 48x40, rgb is 50x40" in bench.processor.size_mismatch
-    bench.processor.process(bench.job())
+    bench.processor.process(replace(bench.job(), epoch=1))
     assert bench.processor.size_mismatch is None
 
 
@@ -596,3 +596,23 @@ def test_latency_covers_the_last_pairs():
         latency.add({stage: float(value) for stage in STAGES})
     first = 1000 - WINDOW
     assert latency.summary()["network"] == (first + (WINDOW - 1) / 2, first + 0.95 * WINDOW)
+
+
+@pytest.mark.parametrize("height", [40, 34])
+def test_thermal_alone_is_in_the_frame_of_the_reference_only_where_their_pixels_are_the_same(height):
+    bench = Bench()
+    bench.subscribed.update(("fused", "camera_info"))
+    bench.processor.process(bench.job())
+    bench.processor.camera_infos = {"rgb": CameraInfo(width=50, height=40), "thermal": CameraInfo(width=50, height=34)}
+    bench.processor.process(bench.single("thermal", stamp=20, size=(height, 50)))
+    assert bench.messages["fused"].header.frame_id == ("rgb" if height == 40 else "thermal")
+    assert bench.messages["camera_info"].height == height
+
+
+def test_a_size_mismatch_is_over_with_the_next_picture_that_fits():
+    bench = Bench()
+    bench.subscribed.add("fused")
+    bench.processor.process(bench.job(size=(40, 48)))
+    assert bench.processor.size_mismatch is not None
+    bench.processor.process(bench.single("rgb", stamp=20))
+    assert bench.processor.size_mismatch is None

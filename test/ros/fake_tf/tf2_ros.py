@@ -19,6 +19,9 @@ class Buffer:
     def set_transform_static(self, message):
         self._known[message.header.frame_id, message.child_frame_id] = message
 
+    def clear(self):
+        """Forgets what moves; nothing here does."""
+
     def lookup_transform(self, target_frame, source_frame, time):
         assert time.nanoseconds == 0, "the latest"
         if (target_frame, source_frame) not in self._known:
