@@ -112,8 +112,8 @@ class GainControl:
         Arguments and errors are those of :meth:`apply`, and
 
         Args:
-            counted: (H, W) bool, where valid pixels have a say in the percentiles; None: everywhere. The mask that comes
-                back does not depend on it.
+            counted: (H, W) bool, where valid pixels have a say in the percentiles; None: everywhere. The mask that
+                comes back does not depend on it.
         """
         if raw.ndim != 2 or raw.dtype not in (np.uint8, np.uint16, np.float32):
             raise InputError(
@@ -195,8 +195,8 @@ def measured(raw: Samples) -> Samples:
 def per_unit(black: float, white: float) -> np.float32:
     """The factor of :func:`normalise`, 1 / (white - black) in float32; where they are equal, the largest there is.
 
-    Neither infinite nor so small that a CPU flushes it to 0: the one times 0, or 0 times a difference that overflows, would
-    be NaN.
+    Neither infinite nor so small that a CPU flushes it to 0: the one times 0, or 0 times a difference that overflows,
+    would be NaN.
     """
     span = white - black
     float32 = np.finfo(np.float32)

@@ -186,7 +186,8 @@ class FusionPipeline:
         Gain control counts the valid thermal pixels, where thermal is warped only those that the reference frame shows.
 
         Args:
-            thermal: (H, W) uint8, uint16 or float32 (NaN, infinity and above 1e30: missing pixels); None when the modality is missing.
+            thermal: (H, W) uint8, uint16 or float32 (NaN, infinity and above 1e30: missing pixels); None when the
+                modality is missing.
             rgb: (H, W, 3) uint8 RGB or (H, W) uint8 grey; None when the modality is missing.
             thermal_valid, rgb_valid: (H, W) bool, True where a pixel can be used; None: everywhere.
                 Each picture has a size of its own where a registration is set; else there is one size.

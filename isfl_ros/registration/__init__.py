@@ -11,8 +11,8 @@ Conventions, everywhere in this folder:
 A pixel of the output is valid only where every pixel it is interpolated from lies in the picture, is valid itself
 and, for float32, is measured (:func:`isfl_ros.images.measured`). Invalid pixels are exactly 0.
 
-Where the map shrinks by 1.5 or more (the mean over the picture), the other picture is first shrunk by a whole
-factor, each pixel the mean of a square and valid only where all of the square is: interpolating alone would skip pixels.
+Where the map shrinks by 1.5 or more (the mean over the picture), the other picture is first shrunk by a whole factor, each
+pixel the mean of a square and valid only where all of the square is: interpolating alone would skip pixels.
 """
 
 from __future__ import annotations

@@ -62,8 +62,8 @@ class Grid:
     from_shape: tuple[int, int]
     """(H, W) of pictures that are warped."""
     shrink: int
-    """Side of that square in pixels; 1: pictures are taken as they are. Below, positions are in the shrunk picture; rows
-    and columns that fill no square at its end are left out."""
+    """Side of that square in pixels; 1: pictures are taken as they are. Below, positions are in the shrunk picture;
+    rows and columns that fill no square at its end are left out."""
     corner: np.ndarray
     """(H, W, 2) int16: x and y of the pixel above and left; far outside where invalid."""
     weight: np.ndarray
@@ -82,7 +82,7 @@ class Grid:
 
     @functools.cached_property
     def used(self) -> np.ndarray:
-        """(h, w) bool, of ``from_shape``, read-only: pixels that have a weight other than 0 somewhere in the reference."""
+        """(h, w) bool, of ``from_shape``, read-only: pixels with a weight other than 0 somewhere in the reference."""
         height, width = (side // self.shrink for side in self.from_shape)
         x, y = (self.corner[self.valid][:, i].astype(np.intp) for i in (0, 1))
         weight = self.weight[self.valid]
@@ -101,7 +101,8 @@ class Grid:
         """Warps one picture.
 
         Args:
-            picture: (h, w) uint8, uint16 or float32 (not :func:`~isfl_ros.images.measured`: missing), or (h, w, 3) uint8, of ``from_shape``.
+            picture: (h, w) uint8, uint16 or float32 (not :func:`~isfl_ros.images.measured`: missing), or (h, w, 3) uint8,
+                of ``from_shape``.
             valid: (h, w) bool, or None when every pixel is valid.
 
         Returns:
@@ -128,7 +129,7 @@ class Grid:
         """
         if valid is None or valid.all():
             return None if self.overlap == 1.0 else self.valid
-        # In float32, the smallest weight (1/1024, and of that a pixel's part of a square) of an invalid pixel still shows.
+        # In float32, the smallest weight (1/1024, times a pixel's part of a square) of an invalid pixel still shows.
         return self.valid & (self._remap((~valid).astype(np.float32)) == 0.0)
 
     def resample(self, picture: np.ndarray, covered: np.ndarray | None) -> np.ndarray:
@@ -250,7 +251,7 @@ def warp_tensor(picture: Tensor, grid: GridTensors, *, valid: Tensor | None = No
 
 
 def _shrunk(picture: Tensor, usable: Tensor | None, k: int) -> tuple[Tensor, Tensor | None]:
-    """Means of squares of k x k, to a grey level those of ``cv2.INTER_AREA``, and which are usable: those that are all over."""
+    """Means of squares of k x k, to a grey level those of ``cv2.INTER_AREA``, and which are usable: all over."""
     height, width = (side // k for side in picture.shape[:2])
     squares = picture[: height * k, : width * k].reshape(height, k, width, k, *picture.shape[2:])
     if picture.is_floating_point():
@@ -264,18 +265,19 @@ def _shrunk(picture: Tensor, usable: Tensor | None, k: int) -> tuple[Tensor, Ten
 
 
 def make_grid(geometry: Geometry, from_size: tuple[int, int], to_size: tuple[int, int], interpolation: str) -> Grid:
-    """The map of a geometry for pictures of these (width, height). Labels (``nearest``) have no mean: nothing is shrunk."""
+    """The map of a geometry for pictures of these (width, height). Labels (``nearest``) have no mean: none is shrunk."""
     grid = _make_grid(geometry, from_size, to_size, interpolation, 1)
     scale = _scale(grid) if interpolation == "linear" else 1.0
     if scale < _STRONG:
         return grid
     # Rounded down: what is left to interpolation stays below _STRONG, and no detail is lost that it could show.
     shrink = min(max(2, int(scale + 0.05)), *from_size)
-    return _make_grid(geometry, from_size, to_size, interpolation, shrink)
+    shrunk = _make_grid(geometry, from_size, to_size, interpolation, shrink)
+    return shrunk if shrunk.overlap else grid  # a picture that becomes a few pixels may have none between their centres
 
 
 def _scale(grid: Grid) -> float:
-    """Pixels of the picture for one of the reference, along a side: the root of the mean area; 1 where nothing tells."""
+    """Pixels of the picture for one of the reference, along a side: the root of the mean area; 1 if nothing tells."""
     for step in (max(1, min(grid.shape) // _PROBES), 1):  # a small overlap may lie between the probes
         valid = grid.valid[::step, ::step]
         place = grid.corner[::step, ::step].astype(np.float64)

@@ -219,6 +219,24 @@ def _numbers(rows: Any) -> Any:
     return [[_number(value) for value in row] for row in rows]
 
 
+class _TooManyAliases(yaml.YAMLError):
+    pass
+
+
+class _FewAliases(yaml.SafeLoader):
+    """Stops at the alias that is one too many, before anything is made of them."""
+
+    def __init__(self, text: str):
+        super().__init__(text)
+        self._aliases = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        self._aliases += self.check_event(yaml.AliasEvent)
+        if self._aliases > _MOST_ALIASES:
+            raise _TooManyAliases
+        return super().compose_node(parent, index)
+
+
 def read_homography(path: str | Path) -> Homography:
     """Reads a homography file (YAML with the fields of :class:`Homography`).
 
@@ -230,13 +248,13 @@ def read_homography(path: str | Path) -> Homography:
             data = file.read(_LARGEST_FILE + 1)
         if len(data) > _LARGEST_FILE:
             raise InputError(f"{path} is no homography file", expected=f"at most {_LARGEST_FILE} bytes", got="more")
-        text = data.decode()
-        aliases = sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader))
-        if aliases > _MOST_ALIASES:
-            raise InputError(f"{path} is no homography file", expected=f"at most {_MOST_ALIASES} aliases", got=str(aliases))
-        document = yaml.safe_load(text)
+        document = yaml.load(data.decode(), _FewAliases)  # a SafeLoader
     except OSError as error:
         raise InputError(f"{path} cannot be read", got=error.strerror or str(error)) from error
+    except _TooManyAliases as error:
+        raise InputError(
+            f"{path} is no homography file", expected=f"at most {_MOST_ALIASES} aliases", got="more"
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
         if isinstance(error, InputError):
             raise

@@ -16,7 +16,7 @@ MAX_PIXELS = 1 << 26
 
 
 def shown(value: Any, length: int = 200) -> str:
-    """A value for a message, in one line of at most ``length``: aliases in a small file can make one of 10^9 numbers."""
+    """A value for a message, one line of at most ``length``: aliases in a small file can make one of 10^9 numbers."""
     brief = reprlib.Repr()
     brief.maxlevel, brief.maxlist, brief.maxtuple, brief.maxdict = 3, 10, 10, 10
     brief.maxstring = brief.maxlong = brief.maxother = length

@@ -138,8 +138,7 @@ class Rig:
         self.node, self.client, self.reference = node, client, reference
         self.size = client.WIDTH, client.HEIGHT
         """Width and height of the cameras."""
-        self.ahead_ns = 0
-        """How far the clock of the thermal camera is ahead."""
+        self._ahead_ns = 0
         self.order = STREAMS
         """Which camera sends first in each tick."""
         self.publishers: dict[str, object] = {}
@@ -420,6 +419,16 @@ class Rig:
         """Whether the node listens to this camera."""
         topics = [f"{stream}/{name}" for name in ("image_raw", "camera_info")]
         return all(self.publishers[topic].get_subscription_count() == 1 for topic in topics)
+
+    @property
+    def ahead_ns(self) -> int:
+        """How far the clock of the thermal camera is ahead."""
+        return self._ahead_ns
+
+    @ahead_ns.setter
+    def ahead_ns(self, value: int) -> None:
+        self._jumps += value < self._ahead_ns and self.reference == "thermal"
+        self._ahead_ns = value
 
     @property
     def stamp_ns(self) -> int:

@@ -38,21 +38,34 @@ def resident_mib(rig) -> float:
 # stamps
 
 
-def test_stamps_an_hour_apart_are_named_and_an_offset_mends_them(rig):
+@pytest.mark.parametrize(
+    ("mode", "shown", "consequence"),
+    [
+        ("single", "rgb_only", "rgb is fused alone"),
+        pytest.param("hold", "held", "the last fused picture is repeated .*", marks=pytest.mark.slow),
+        pytest.param("stop", "none", "nothing is published .*", marks=pytest.mark.slow),
+    ],
+)
+def test_stamps_an_hour_apart_are_named_and_an_offset_mends_them(rig, mode, shown, consequence):
+    """Both cameras are well, but there are no pairs: that is treated as if one were dead."""
+    rig.set(degraded_timeout_ms=300.0, degraded_mode=mode)
+    rig.run(3)
     rig.ahead_ns = HOUR_NS
-    said = r"the clocks of the cameras disagree: closest stamps were (3599\.\d|3600\.0) s apart"
+    said = rf"no pair for \d+ ms: {consequence}; the clocks of the cameras disagree: closest stamps were 3(599|600)\.\d s apart"
     report = rig.says("pairing", "ERROR", said)
     assert rig.entry(report, "input thermal", "OK", "OK") and rig.entry(report, "input rgb", "OK", "OK")
-    assert report["fusion: pairing"][2]["mode"] == "pair"
-    shown = len(rig.pictures())
-    rig.run(4)
-    assert len(rig.pictures()) == shown
+    assert report["fusion: pairing"][2]["mode"] == shown
+    before = len(rig.pictures())
+    rig.run(10)
+    modes = [picture.mode for picture in rig.pictures()[before:]]
+    assert modes == [] if mode == "stop" else set(modes) == {shown} and len(modes) > 5
     rig.set(sync_thermal_offset_ms=-3_600_000.0)
     rig.recover()
     rig.until_well()
     rig.finish()  # the thermal clock is set right: it goes back by an hour
 
 
+@pytest.mark.slow
 def test_stamps_a_little_further_apart_than_the_slop_are_named_with_their_distance(rig):
     rig.ahead_ns = 23_000_000
     rig.says("pairing", "WARN", r"no pair within the slop of 20 ms, closest was 23\.0 ms apart")
@@ -73,14 +86,15 @@ def test_a_camera_that_counts_from_its_start_beside_one_that_knows_the_date(rig)
     rig.finish()
 
 
-@pytest.mark.parametrize("seconds", [-100.0, -1.2, pytest.param(-3600.0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seconds", [-100.0, *(pytest.param(s, marks=pytest.mark.slow) for s in (-1.2, -3600.0))])
 def test_time_jumps_back(rig, seconds):
     rig.run(3)
     rig.run(1, rgb="silent")  # a thermal picture waits for its partner
     rig.jump(seconds)
     rig.recover()
     rig.says("pairing", "WARN", "time jumped back: pairing was reset")
-    assert rig.dropped()["thermal"]["time_jump"] == 1
+    assert rig.recovery[0] <= 1
+    assert rig.dropped()["thermal"]["time_jump"] >= 1
     rig.finish()
 
 
@@ -98,8 +112,8 @@ def test_time_jumps_back_to_just_before_the_last_picture_that_was_shown(rig):
     """While nothing was shown, time went on: a jump that lands a little before the last picture is a jump all the same."""
     rig.set(degraded_timeout_ms=200.0, degraded_mode="stop")
     rig.run(5)
-    rig.run(40, thermal="silent")
-    rig.jump(-2.4)
+    rig.run(24, thermal="silent")
+    rig.jump(-1.6)
     rig.recover()
     rig.finish()
 
@@ -355,8 +369,8 @@ def test_pairs_that_cannot_be_fused(rig):
 
     rig.says("processing", "ERROR", r"\d+ pairs could not be fused: RuntimeError: thirteen", thermal=thirteen)
     rig.recover()
-    rig.finish()
-    assert rig.dropped()["thermal"]["failed"] == rig.dropped()["rgb"]["failed"] > 0
+    modes = [picture.mode for picture in rig.finish()]
+    assert rig.dropped()["thermal"]["failed"] == modes.count("rgb_only") > 0, "the reference camera is shown alone"
 
 
 # publishers
@@ -378,7 +392,9 @@ def test_cameras_of_another_reliability(rig, reliability):
 
 
 @pytest.mark.parametrize(
-    "streams", [("thermal",), pytest.param(("rgb",), marks=pytest.mark.slow), ("thermal", "rgb")], ids=" and ".join
+    "streams",
+    [pytest.param(("thermal",), marks=pytest.mark.slow), ("rgb",), ("thermal", "rgb")],
+    ids=" and ".join,
 )
 def test_a_camera_driver_is_restarted(rig, streams):
     """No publisher for a while, which is said; then a new one joins late, and its pictures are used."""
@@ -396,14 +412,22 @@ def test_a_camera_driver_is_restarted(rig, streams):
 
 
 @pytest.mark.parametrize(
-    ("later_s", "reason"),
-    [(0.0, "duplicate_stamp"), (-0.025, "unmatched"), (3600.0, "time_jump")],
-    ids=["same stamps", "between", "another clock"],
+    ("later_s", "first", "reason"),
+    [
+        (0.0, "thermal", "duplicate_stamp"),
+        (-0.025, "thermal", "unmatched"),
+        pytest.param(3600.0, "thermal", "time_jump", marks=pytest.mark.slow),
+        (3600.0, "rgb", "time_jump"),
+    ],
+    ids=["same stamps", "between", "another clock", "another clock, RGB first"],
 )
-def test_two_publishers_on_one_topic(rig, later_s, reason):
+def test_two_publishers_on_one_topic(rig, later_s, first, reason):
     """A second driver sends to the thermal topic: the same stamps, half a period before, or on a clock of its own."""
     from sensor_msgs.msg import Image
 
+    rig.order = (first, "rgb" if first == "thermal" else "thermal")
+    rig.set(degraded_timeout_ms=500.0)
+    rig.run(2)
     second = rig.client.node.create_publisher(Image, "/thermal/image_raw", 10)
 
     def both(shot):
@@ -418,8 +442,11 @@ def test_two_publishers_on_one_topic(rig, later_s, reason):
     try:
         rig.client.wait(second.get_subscription_count, "the node's subscription")
         rig.run(20, thermal=both)
-        enough = lambda: sum(picture.mode == "pair" for picture in rig.pictures()) > 10  # noqa: E731
-        rig.until(enough, "pairs", thermal=both)
+        if first == "thermal":
+            enough = lambda: [p.mode for p in rig.pictures()].count("pair") > 10  # noqa: E731
+        else:  # what a pair is waited for is beyond reach when the other clock has spoken: RGB is shown alone
+            enough = lambda: [p.mode for p in rig.pictures()].count("rgb_only") > 10  # noqa: E731
+        rig.until(enough, "pictures", thermal=both)
         report = rig.says("input thermal", "WARN", "2 publishers on /thermal/image_raw: .*", thermal=both)
         assert rig.entry(report, "processing", "OK", "OK.*")
     finally:
@@ -554,7 +581,7 @@ def test_deactivated_under_load(rig):
 
     service = rig.client.node.create_client(ChangeState, "/fusion/change_state")
     rig.client.wait(service.service_is_ready, "the life cycle")
-    for label in ("deactivate", "activate") * 2:
+    for label in ("deactivate", "activate"):
         load = {"thermal": long} if label == "deactivate" else {}
         rig.run(4, **load)
         future = service.call_async(ChangeState.Request(transition=Transition(label=label)))

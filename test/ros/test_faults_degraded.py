@@ -159,7 +159,7 @@ def test_both_stop(rig):
     ("first", "mode"),
     [
         ("thermal", "single"),
-        ("rgb", "single"),
+        pytest.param("rgb", "single", marks=pytest.mark.slow),
         pytest.param("thermal", "hold", marks=pytest.mark.slow),
         pytest.param("rgb", "hold", marks=pytest.mark.slow),
     ],
@@ -207,7 +207,7 @@ def test_what_waited_for_a_camera_that_died_is_shown_at_once(rig):
 
 
 def test_the_mode_changes_while_a_camera_is_dead(rig):
-    for mode in ("hold", "stop", "single", "hold"):
+    for mode in ("hold", "stop", "single"):
         rig.set(degraded_mode=mode)
         check_given_up(rig, "thermal", "silent", mode)
     rig.recover()
