@@ -6,13 +6,12 @@ import argparse
 import importlib.util
 import json
 import math
-import os
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+from isfl_ros.benchmarks.processes import dds_environment, stop
 from isfl_ros.errors import InputError
 
 HELP = "the main job with no camera: player, node and recorder over a real DDS graph"
@@ -175,24 +174,6 @@ def _play(args: argparse.Namespace, aside: Path, rate: float, frames: int) -> di
     }
 
 
-def dds_environment() -> dict[str, str]:
-    """Environment of the three processes: this machine only, a domain of their own, room for images in shared memory."""
-    from isfl_ros.resources import shared_directory
-
-    profile = str(shared_directory() / "config" / "fastdds_images.xml")
-    # Set whatever the user's own are: played pictures must never reach a vehicle's live graph.
-    environment = {k: v for k, v in os.environ.items() if k not in ("ROS_DISCOVERY_SERVER", "ROS_STATIC_PEERS", "ROS_LOCALHOST_ONLY")}
-    taken = {"0", os.environ.get("ROS_DOMAIN_ID", "0")}
-    domain = next(d for d in (str(1 + (os.getpid() + k) % 101) for k in range(3)) if d not in taken)
-    return environment | {
-        "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
-        "ROS_DOMAIN_ID": domain,
-        "RMW_IMPLEMENTATION": "rmw_fastrtps_cpp",
-        "FASTDDS_DEFAULT_PROFILES_FILE": profile,
-        "FASTRTPS_DEFAULT_PROFILES_FILE": profile,
-    }
-
-
 def _drain(log: Path) -> None:
     """Waits until the node has nothing pending any more, as its diagnostics say, twice in a row."""
     deadline = time.monotonic() + _DRAIN_SECONDS
@@ -210,16 +191,6 @@ def _reports(log: Path) -> list[dict]:
     text = log.read_text()
     whole = text[: text.rfind("\n") + 1]
     return [json.loads(line)["diagnostics"] for line in whole.splitlines() if line.startswith("{")]
-
-
-def stop(process: subprocess.Popen) -> int:
-    """Ctrl-C and the exit status; a process that does not answer within the limit is killed and reported as such."""
-    process.send_signal(signal.SIGINT)
-    try:
-        return process.wait(timeout=20.0)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        return process.wait()
 
 
 def counts(diagnostics: dict[str, dict[str, str]]) -> dict[str, dict]:
