@@ -27,11 +27,14 @@ $(READY): setup.py
 demo: $(READY) ## the main job: player, fusion node, recorder; writes demo_out/
 	$(BIN)/isfl demo --out demo_out --overwrite $(ARGS)
 
+# Half of the tests wait for processes that talk over DDS, the other half computes: two workers, whole files each.
+WORKERS ?= 2
+
 test: $(READY) ## the tests, without those marked slow
-	$(BIN)/python -m pytest -m "not slow and not kernels" $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not kernels" $(ARGS)
 
 test-all: $(READY) ## every test
-	$(BIN)/python -m pytest -m "not kernels" $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not kernels" $(ARGS)
 
 test-kernels: $(READY) ## compile every kernel for every chip, width and grid; ISFL_TEST_DEVICE=cuda runs them on a GPU
 	$(BIN)/python -m pytest test/ops -rA $(ARGS)

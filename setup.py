@@ -50,7 +50,7 @@ setup(
         "openvino": ["openvino>=2026"],
         # Fused kernels. A CUDA build of torch brings the release it was built with, which pip then keeps.
         "triton": ["triton>=3.6"],
-        "test": ["pytest>=8,<9", "hypothesis"],  # colcon's pytest step stops at 8
+        "test": ["pytest>=8,<9", "pytest-xdist", "hypothesis"],  # colcon's pytest step stops at 8
         "colcon": [
             "colcon-core",
             "colcon-ros",

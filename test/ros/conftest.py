@@ -115,7 +115,9 @@ def fake_command():
 @pytest.fixture(scope="session")
 def domains():
     """DDS domains nobody else uses: nodes of one test never see those of another."""
-    return (1 + number % 100 for number in itertools.count(os.getpid()))
+    workers, worker = (int(os.environ.get(f"PYTEST_XDIST_WORKER{name}", "0").removeprefix("gw")) for name in ("_COUNT", ""))
+    first = os.getppid() if workers else os.getpid()  # workers of one run have one parent
+    return (1 + number % 100 for number in itertools.count(first + worker, max(1, workers)))
 
 
 def _starter(command, domains, tmp_path_factory, nodes):
@@ -406,10 +408,10 @@ def fake_client(fake_node):
     yield from _connected(fake_node)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def _rigs(fake_command, domains, tmp_path_factory):
     """Makes cameras and a listener around a new node with the fake pipeline (see rig.py), or gives the ones that are
-    there; SIGTERM ends the nodes that are left at the end of the module."""
+    there. The last rows of the fault table end their nodes; SIGTERM ends those that are left."""
     from rig import NODE_PARAMETERS, Rig
 
     nodes: list[NodeProcess] = []
@@ -436,7 +438,7 @@ def _rigs(fake_command, domains, tmp_path_factory):
 
 @pytest.fixture
 def shared_rig(_rigs):
-    """Gives the rig of the module with this reference camera, ready for a row."""
+    """Gives the rig with this reference camera, ready for a row."""
     used = []
 
     def give(reference: str):

@@ -17,7 +17,9 @@ import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.srv import SetParameters
 from rclpy.parameter import Parameter
+from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.task import Future
 from sensor_msgs.msg import CameraInfo, Image
 
 STREAMS = ("thermal", "rgb")
@@ -43,6 +45,11 @@ NORMAL = {
     "sync.slop_ms": 20.0,
     "sync.thermal_offset_ms": 0.0,
     "output.encoding": "rgb8",
+    "gate.encoding": "mono8",
+    "agc.mode": "percentile",
+    "agc.low": 0.0,
+    "agc.high_percentile": 99.0,
+    "agc.time_constant_s": 1.0,
 }
 """Live parameters as every row finds them."""
 
@@ -141,7 +148,7 @@ class Rig:
         self._ahead_ns = 0
         self.order = STREAMS
         """Which camera sends first in each tick."""
-        self.publishers: dict[str, object] = {}
+        self.publishers: dict[str, Publisher] = {}
         self._tick = 0
         self._stamp = client.stamp_ns
         self._known = {**NORMAL}
@@ -218,8 +225,8 @@ class Rig:
 
     def _forget(self) -> None:
         self.recovery: tuple[int, float] | None = None
-        """Of the first `recover` in this row: good pairs before the first that was shown; seconds from sending the first
-        of them to seeing that one."""
+        """Of the first `recover` in this row: good pairs before the first that was shown, and seconds from sending the
+        first of them to seeing that one."""
         self.sent = dict.fromkeys(STREAMS, 0)
         self._originals: dict[str, dict[int, tuple[int, np.ndarray]]] = {stream: {} for stream in STREAMS}
         """Stamp as it is published -> tick, pixels."""
@@ -315,12 +322,18 @@ class Rig:
         changed = {name: value for name, value in wanted.items() if self._known.get(name) != value}
         if not changed:
             return
-        values = [Parameter(name, value=value).to_parameter_msg() for name, value in changed.items()]
         self.client.wait(self._service.service_is_ready, "the parameter service")
-        future = self._service.call_async(SetParameters.Request(parameters=values))
+        future = self.request(changed)
         self.client.wait(future.done, "an answer of the parameter service")
         assert all(result.successful for result in future.result().results), future.result()
         self._known.update(changed)
+
+    def request(self, parameters: dict) -> Future:
+        """Ask for a change of parameters, whatever comes of it: the answer, which may take a while."""
+        for name in parameters:
+            self._known.pop(name, None)
+        values = [Parameter(name, value=value).to_parameter_msg() for name, value in parameters.items()]
+        return self._service.call_async(SetParameters.Request(parameters=values))
 
     def says(self, entry: str, level: str, text: str, **behaviours) -> dict:
         """The first report from now on whose entry has this level and this text (a regular expression)."""
@@ -345,6 +358,14 @@ class Rig:
             for stream, row in counts.items()
         }
         return {stream: {reason: count for reason, count in row.items() if count} for stream, row in gained.items()}
+
+    def check_dropped(self, *reasons: str) -> None:
+        """Nothing was dropped in this row but for these reasons, and where the machine was too slow."""
+        counts = self._counts(self.client.reports[-1])
+        lost = any(counts[stream][0] - self._before[stream][0] < self.sent[stream] for stream in STREAMS)
+        excused = {"superseded", *(["unmatched"] if lost else [])}
+        for stream, row in self.dropped().items():
+            assert set(row) <= {*reasons, *excused}, (stream, row)
 
     def pictures(self) -> list[Picture]:
         """Every picture of this row so far."""
@@ -478,7 +499,7 @@ class Rig:
         """On the clock of the reference camera."""
         if stream == self.reference:
             return stamp
-        offset = round(self._known["sync.thermal_offset_ms"] * 1e6)
+        offset = round(self._known.get("sync.thermal_offset_ms", 0.0) * 1e6)
         return stamp + offset if stream == "thermal" else stamp - offset
 
     def _shoot(self, behaviours: dict[str, str | Behaviour]) -> Iterator[tuple[str, Sent]]:
@@ -489,5 +510,6 @@ class Rig:
             stamp = self._stamp + (self.ahead_ns if stream == "thermal" else 0)
             pixels = pattern(stream, self._tick, *self.size)
             last_stamp, last_pixels = self._last.get(stream, (stamp, pixels))
-            for sent in (what if callable(what) else BEHAVIOURS[what])(Shot(stream, stamp, pixels, last_stamp, last_pixels)):
+            act = what if callable(what) else BEHAVIOURS[what]
+            for sent in act(Shot(stream, stamp, pixels, last_stamp, last_pixels)):
                 yield stream, sent

@@ -148,10 +148,11 @@ def test_whether_a_picture_repeats_is_told_from_its_own_bytes(encoding, width, h
         number = RawReader("thermal", decode_rgb).read(message).fingerprint()
         return np.array([-1 if number is None else number])
 
-    fields = {"encoding": encoding, "width": width, "height": height, "step": step, "is_bigendian": big, "header": None}
+    fields = {"encoding": encoding, "width": width, "height": height, "step": step, "is_bigendian": big}
+    fields["header"] = None
     (number,) = outcome(compared, CAUSES, bytes(data), **fields)
     assert (number == -1) == flat
-    for place in (layout.row_bytes(width), step * height - 1, len(data) - 1):  # bytes that are no pixels, if there are any
+    for place in (layout.row_bytes(width), step * height - 1, len(data) - 1):  # no pixels, where there is padding
         other = bytearray(data)
         other[place] ^= 0xFF
         outside = place >= step * height or place % step >= layout.row_bytes(width)
@@ -166,9 +167,8 @@ def test_whether_a_picture_repeats_is_told_from_its_own_bytes(encoding, width, h
     share=st.floats(0.0, 1.0),
     mode=st.sampled_from(GAIN_MODES),
 )
-@pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
 def test_floats_of_any_kind_become_pixels_or_are_missing(seed, big, special, share, mode):
-    """What goes on to the network lies in 0 to 1 at every pixel, and nothing that is no number counts as seen."""
+    """What goes on to the network lies in 0 to 1 at every pixel, and nothing that is no measurement counts as seen."""
     raw = np.frombuffer(noise(seed, 4 * 33 * 47), ">f4" if big else "<f4").copy()
     if special:
         places = np.random.default_rng(seed).random(raw.size) < share
@@ -177,7 +177,7 @@ def test_floats_of_any_kind_become_pixels_or_are_missing(seed, big, special, sha
     pixels = outcome(decode_thermal, CAUSES, raw.tobytes(), **fields)
     picture, valid = GainControl(GainControlConfig(mode=mode)).apply(pixels, stamp_s=1.0)
     assert picture.dtype == np.float32 and picture.min() >= 0.0 and picture.max() <= 1.0
-    seen = np.isfinite(raw.astype(np.float32)).reshape(33, 47)
+    seen = (np.abs(raw.astype(np.float32)) <= 1e30).reshape(33, 47)
     np.testing.assert_array_equal(np.ones_like(seen) if valid is None else valid, seen)
 
 

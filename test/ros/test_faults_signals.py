@@ -1,6 +1,7 @@
 """SIGINT and SIGTERM at random moments of a node's life: exit status 0, and no traceback.
 
-A slow machine may load weights for longer than the node waits after a signal; it says so in one line then. Under load they are rows of test_faults.py and test_faults_degraded.py.
+A slow machine may load weights for longer than the node waits after a signal; it says so in one line then. Under load,
+signals are rows of test_faults_degraded.py and test_faults_graph.py.
 """
 
 from __future__ import annotations

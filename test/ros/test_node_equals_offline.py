@@ -10,7 +10,7 @@ from isfl_ros.cli.main import main
 from isfl_ros.images import to_uint8
 from isfl_ros.io.folders import read_rgb, read_thermal, write_png
 from isfl_ros.io.sequences import Frame, night_drive_sequence
-from isfl_ros.pipeline import FusionPipeline, PipelineConfig
+from isfl_ros.pipeline import FusionPipeline, FusionResult, PipelineConfig
 from isfl_ros.ros.messages import image_message
 
 pytestmark = pytest.mark.dds
@@ -60,8 +60,13 @@ def test_real_pair(shared_client, tmp_path, real_data):
     assert_equal_to_one_level(shared_client, tmp_path, Frame(read_thermal(thermal), read_rgb(rgb), None))
 
 
+def shown(result: FusionResult) -> tuple[np.ndarray, np.ndarray]:
+    """Fused picture and gate as 8-bit pixels."""
+    return result.rgb, to_uint8(result.gate)
+
+
 def test_thermal_pictures_with_missing_pixels(shared_client):
-    """32FC1 with NaN and infinity: in a part of the picture, then in all of it, which is as good as no thermal picture."""
+    """32FC1 with NaN and infinity: in a part of the picture, then in all of it: as good as no thermal picture."""
     frame = night_drive_sequence(1, width=161, height=121, rate_hz=5, seed=3)[0]
     holes = frame.thermal.astype(np.float32)
     holes[20:70, 30:100] = np.nan
@@ -73,8 +78,8 @@ def test_thermal_pictures_with_missing_pixels(shared_client):
         for thermal, offline in ((holes, holes), (nothing, None)):
             wanted = pipeline.fuse(offline, frame.rgb, gate=True)
             got = through_the_node(shared_client, Frame(thermal, frame.rgb, None))
-            for one, other, undamaged in zip(got, (wanted.rgb, to_uint8(wanted.gate)), (whole.rgb, to_uint8(whole.gate))):
-                assert np.abs(one.astype(int) - other).max() <= 1
-                assert np.abs(one.astype(int) - undamaged).max() > 10, "missing pixels make a difference"
+            for pixels, result, undamaged in zip(got, shown(wanted), shown(whole)):
+                assert np.abs(pixels.astype(int) - result).max() <= 1
+                assert np.abs(pixels.astype(int) - undamaged).max() > 10, "missing pixels make a difference"
     finally:
         pipeline.close()
