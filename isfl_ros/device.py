@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import platform
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from isfl_ros.errors import InputError
 
 DEVICES = ("auto", "cpu", "cuda")
+UNKNOWN = "unknown"
+"""What a measurement says of what cannot be found out."""
 
 
 @dataclass(frozen=True)
@@ -47,3 +51,14 @@ def _start_device() -> str:
     """Name of the CUDA device. Raises RuntimeError where it is listed but busy, or too new for its driver."""
     torch.empty(1, device="cuda")
     return torch.cuda.get_device_name()
+
+
+def cpu_name() -> str:
+    """Name of the processor."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass  # not a Linux
+    return platform.processor() or UNKNOWN

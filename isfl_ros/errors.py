@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 
 class InputError(ValueError):
     """Something the user handed in is wrong; the message is one line that says how to mend it.
@@ -24,3 +26,19 @@ class InputError(ValueError):
         if do is not None:
             parts.append(do)
         super().__init__("; ".join(parts))
+
+
+def require_module(module: str, *, extra: str, otherwise: str | None = None) -> None:
+    """Asks for an optional library before the work that needs it, not after.
+
+    Args:
+        module: name to import.
+        extra: of the package, with which it is installed.
+        otherwise: what can be done without it.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    if importlib.util.find_spec(module) is None:
+        do = f"install the package with its extra: pip install 'isfl_ros[{extra}]'"
+        raise InputError(f"{module} is missing", do=f"{do}, or {otherwise}" if otherwise else do)

@@ -29,8 +29,14 @@ class Cost:
 
 
 def scale_pixels(config: IsflConfig, height: int, width: int) -> list[int]:
-    """N of every scale, finest first: each is half of the one before, rounded down."""
+    """N of every scale, finest first: each is half of the one before, rounded down; ``reduction`` rounds up."""
+    height, width = -(-height // config.reduction), -(-width // config.reduction)
     return [(height >> k) * (width >> k) for k in range(config.scales)]
+
+
+def head_channels(config: IsflConfig) -> int:
+    """Channels of the last convolution: the picture itself, or the coefficients of an affine head."""
+    return {"sigmoid": 1, "affine": 3}[config.head]
 
 
 def convolution(channels_in: int, channels_out: int, kernel: int, pixels: int, element: int) -> Cost:
@@ -94,7 +100,7 @@ def network(config: IsflConfig, height: int, width: int, element: int, *, folded
     then still the least).
     """
     total = Cost(0, 0)
-    for part in _parts(config, scale_pixels(config, height, width), element):
+    for part in _parts(config, scale_pixels(config, height, width), height * width, element):
         total = total + part
     if config.cfi and not folded:
         for pixels in scale_pixels(config, height, width):
@@ -102,8 +108,11 @@ def network(config: IsflConfig, height: int, width: int, element: int, *, folded
     return total
 
 
-def _parts(config: IsflConfig, pixels: list[int], element: int) -> Iterator[Cost]:
+def _parts(config: IsflConfig, pixels: list[int], size: int, element: int) -> Iterator[Cost]:
+    """``pixels`` of every scale, ``size`` of the pictures."""
     c = config.width
+    if config.reduction > 1:
+        yield Cost(0, 2 * (size + pixels[0]) * element)  # averaging both pictures
     for k, n in enumerate(pixels):
         for _ in ("visible", "infrared"):
             if k:
@@ -117,7 +126,10 @@ def _parts(config: IsflConfig, pixels: list[int], element: int) -> Iterator[Cost
             yield Cost(0, c * (pixels[k + 1] + 2 * n) * element)  # up-sampling and sum
             yield convolution(c, c, 3, n, element)
             yield convolution(c, c, 3, n, element)
-    yield convolution(c, 1, config.head_kernel, pixels[0], element)
+    outputs = head_channels(config)
+    yield convolution(c, outputs, config.head_kernel, pixels[0], element)
+    if config.head == "affine":
+        yield Cost(0, (outputs * pixels[0] + 3 * size) * element)  # coefficients, both pictures, the fused one
     yield Cost(0, _parameters(config) * element)
 
 
@@ -129,7 +141,10 @@ def _parameters(config: IsflConfig) -> int:
     refine = 9 * c * c if config.refine else 0
     decoders = 18 * c * c * (config.scales - 1)
     return (
-        (1 if config.siamese else 2) * encoder + (cfi + refine) * config.scales + decoders + config.head_kernel**2 * c
+        (1 if config.siamese else 2) * encoder
+        + (cfi + refine) * config.scales
+        + decoders
+        + config.head_kernel**2 * c * head_channels(config)
     )
 
 

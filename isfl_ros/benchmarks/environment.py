@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 
 from isfl_ros import __version__
+from isfl_ros.device import UNKNOWN, cpu_name
 from isfl_ros.errors import InputError
 from isfl_ros.resources import shared_directory
 
-UNKNOWN = "unknown"
 COMMIT_VARIABLE = "ISFL_COMMIT"
 """Environment variable that names the commit where the source tree came without its history."""
 _PACKAGES = ("torch", "numpy", "opencv-python-headless", "triton", "openvino")
@@ -26,7 +26,7 @@ def describe_environment() -> dict:
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         **describe_source(),
-        "cpu": {"name": _cpu_name(), "cores": os.cpu_count() or UNKNOWN, "usable_cores": _usable_cores()},
+        "cpu": {"name": cpu_name(), "cores": os.cpu_count() or UNKNOWN, "usable_cores": _usable_cores()},
         "gpu": _describe_gpu(),
         "threads": torch.get_num_threads(),
         "versions": {
@@ -64,16 +64,6 @@ def _output(*command: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass  # not a Linux
-    return platform.processor() or UNKNOWN
 
 
 def _usable_cores() -> int | str:

@@ -18,7 +18,7 @@ from isfl_ros.benchmarks.inputs import RandomPair
 from isfl_ros.errors import InputError
 from isfl_ros.network.config import IsflConfig
 from isfl_ros.network.model import for_inference
-from isfl_ros.network.plain import plain_forward
+from isfl_ros.network.plain import plain_forward, shape_of
 
 _WARM_UP_RUNS = 3  # before a CUDA graph is captured: libraries choose, kernels are compiled, memory is found
 
@@ -56,7 +56,7 @@ class Plain:
             raise InputError("no plain formulation", got=obstacle)
         self._variant = variant
         self._weights = {name: tensor.to(device) for name, tensor in network.state_dict().items()}
-        self._shape = {"scales": network.config.scales, "grid": network.config.grid}
+        self._shape = shape_of(network.config)
         self._inputs = _upload(pairs, device)
 
     @contextlib.contextmanager

@@ -154,7 +154,7 @@ def _cutting_ms(trainer: Trainer, steps: int) -> float:
     seconds = []
     for step in range(steps):
         start = time.perf_counter()
-        trainer.sampler.batch(step)
+        trainer.sampler.batch(step, range(trainer.config.data.batch))
         seconds.append(time.perf_counter() - start)
     return Timing.of([1e3 * s for s in seconds]).median_ms
 

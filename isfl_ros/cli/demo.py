@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import math
 import subprocess
@@ -12,7 +11,7 @@ import time
 from pathlib import Path
 
 from isfl_ros.benchmarks.processes import dds_environment, stop
-from isfl_ros.errors import InputError
+from isfl_ros.errors import InputError, require_module
 
 HELP = "the main job with no camera: player, node and recorder over a real DDS graph"
 
@@ -50,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     for name, value in (("--seconds", args.seconds), ("--rate", args.rate)):
         if value is not None and not 0.0 < value < math.inf:
             raise InputError(f"{name} out of range", expected="above 0", got=str(value))
-    _require_matplotlib()
+    require_module("matplotlib", extra="demo")  # before the drive, not after it
     width, height, available = _source(args)
     rate, frames, sustained = _pace(args, width, height)
     with staged_folder(out, marker=_SUMMARY, overwrite=args.overwrite) as folder:
@@ -260,12 +259,6 @@ def stage_latencies(diagnostics: dict[str, dict[str, str]]) -> dict[str, dict[st
         if ms:
             stages.setdefault(stage, {})[figure] = float(value)
     return stages
-
-
-def _require_matplotlib() -> None:
-    """Asked for before the drive, not after it."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise InputError("matplotlib is missing", do="install the package with its extra: pip install 'isfl_ros[demo]'")
 
 
 def latency_plot(path: Path, summary: dict, age_ms: list[float]) -> None:

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from isfl_ros.errors import InputError
+from isfl_ros.errors import InputError, require_module
 
 if TYPE_CHECKING:
     from isfl_ros.evaluation.predict import KeptMethod
@@ -43,7 +43,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " and --model then choose among them (default: all), and a model must have the weights that made them",
     )
     parser.add_argument(
-        "--reference", metavar="NAME", help="row that the others are compared with (default: laplacian, else the first)"
+        "--reference", **many, metavar="NAME",
+        help="rows that the others are compared with (default: laplacian, else the first)",
+    )
+    parser.add_argument(
+        "--missing", action="store_true",
+        help="also fuse with one modality missing, everywhere and in regions, with every row that runs a network",
+    )
+    parser.add_argument(
+        "--missing-pairs", type=int, default=12, metavar="N",
+        help="of at most N pairs of a set, spread evenly (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--sequence", **many, default=[], metavar="NAME",
+        help="these sets are consecutive frames in the order of their names: measure flicker",
     )
     parser.add_argument(
         "--bad-pairs", choices=("refuse", "skip"), default="refuse",
@@ -71,35 +84,43 @@ def run(args: argparse.Namespace) -> int:
     """
     # Imported here: the other verbs need not wait for torch.
     from isfl_ros.benchmarks.environment import describe_environment
-    from isfl_ros.evaluation import report, scoring
-    from isfl_ros.evaluation.compare import BootstrapConfig
-    from isfl_ros.evaluation.plots import require_matplotlib
+    from isfl_ros.evaluation import missing, report, scoring
+    from isfl_ros.evaluation.bootstrap import BootstrapConfig
     from isfl_ros.evaluation.sets import read_set
 
-    if args.jobs < 1:
-        raise InputError("--jobs out of range", expected="at least 1", got=str(args.jobs))
+    for flag, value in (("--jobs", args.jobs), ("--missing-pairs", args.missing_pairs)):
+        if value < 1:
+            raise InputError(f"{flag} out of range", expected="at least 1", got=str(value))
     given = {"resamples": args.resamples, "seed": args.seed}
     bootstrap = BootstrapConfig(**{name: value for name, value in given.items() if value is not None})
     if not args.no_html:
-        require_matplotlib()
+        require_module("matplotlib", extra="demo", otherwise="pass --no-html")
     report.check_out(args.out, overwrite=args.overwrite, resume=args.resume)
     sets = [read_set(spec) for spec in args.data]
     _refuse_twice("set", [pair_set.name for pair_set in sets])
     _check_labels(sets, wanted=args.labels)
+    _check_sequences(args.sequence, [pair_set.name for pair_set in sets])
     environment = describe_environment()
     if args.predictions is None:
         sets, kept = _fuse(args, sets, environment)
     else:
         sets, kept = _find_kept(args, sets)
     predictions = args.predictions or args.out / report.PREDICTIONS
+    models = missing.require_model(kept) if args.missing else []
+    scores = scoring.score_predictions(
+        list(kept), sets, predictions, jobs=args.jobs, sequences=args.sequence, models=models,
+        missing_pairs=args.missing_pairs,
+    )
     evaluation = report.Evaluation(
-        scores=scoring.score_predictions(list(kept), sets, predictions, jobs=args.jobs),
+        scores=scores,
         sets=sets,
         kept=kept,
         predictions=predictions,
-        reference=_reference(args.reference, list(kept)),
+        references=_references(args.reference, list(kept)),
         bootstrap=bootstrap,
         environment=environment,
+        models=models,
+        missing_pairs=args.missing_pairs,
     )
     print(report.write_report(args.out, evaluation, with_html=not args.no_html))
     print(f"written: {args.out}")
@@ -111,7 +132,7 @@ def _fuse(
 ) -> tuple[list[PairSet], dict[str, KeptMethod]]:
     from isfl_ros.benchmarks.timing import take_turns, wall_clock
     from isfl_ros.evaluation import methods as rows
-    from isfl_ros.evaluation import predict, report
+    from isfl_ros.evaluation import missing, predict, report
     from isfl_ros.evaluation.baselines import BASELINES
 
     with contextlib.ExitStack() as stack:
@@ -125,12 +146,17 @@ def _fuse(
         ]
         names = [method.name for method in methods]
         _refuse_twice("method", names)
-        _reference(args.reference, names)
+        _references(args.reference, names)
+        if args.missing and not models:
+            raise InputError("--missing needs a row that runs a network", expected="--model")
         sets = _usable(args, sets, [method.problem for method in methods])
         # Nothing was written before this line: what is refused leaves everything as it was.
         if args.overwrite:
             report.clear(args.out)
-        kept = predict.predict(methods, sets, args.out / report.PREDICTIONS)
+        predictions = args.out / report.PREDICTIONS
+        kept = predict.predict(methods, sets, predictions)
+        if args.missing:
+            missing.predict_missing(methods, kept, sets, predictions, pairs=args.missing_pairs)
         cpu = environment["cpu"]
         when_and_where = f"{environment['date']}, {cpu['name']}, {cpu['usable_cores']} cores"
         # A frame of each in turn, so that a drift of the machine meets all alike.
@@ -143,7 +169,8 @@ def _fuse(
 
 
 def _find_kept(args: argparse.Namespace, sets: list[PairSet]) -> tuple[list[PairSet], dict[str, KeptMethod]]:
-    from isfl_ros.evaluation.methods import weights_digest
+    from isfl_ros.evaluation import missing
+    from isfl_ros.evaluation.methods import MODEL, weights_digest
     from isfl_ros.evaluation.predict import kept_methods
 
     if args.images:
@@ -156,20 +183,27 @@ def _find_kept(args: argparse.Namespace, sets: list[PairSet]) -> tuple[list[Pair
         if name not in kept:
             raise InputError(f"{args.predictions} holds no pictures of {name!r}", expected=f"one of {', '.join(kept)}")
     for name, model in models.items():
-        kept[name].check_identity({"kind": "model", "weights": weights_digest(model)})
+        kept[name].check_identity({"kind": MODEL, "weights": weights_digest(model)})
     kept = {name: kept[name] for name in wanted}
-    _reference(args.reference, wanted)
-    return _usable(args, sets, [method.problem for method in kept.values()]), kept
+    _references(args.reference, wanted)
+    sets = _usable(args, sets, [method.problem for method in kept.values()])
+    if args.missing:
+        missing.check_kept(kept, sets, args.predictions, pairs=args.missing_pairs)
+    return sets, kept
 
 
 def _usable(args: argparse.Namespace, sets: list[PairSet], checks: list) -> list[PairSet]:
     """What can be evaluated; everything that cannot is refused, or named and left out."""
+    from isfl_ros.evaluation.flicker import check_sequence
     from isfl_ros.evaluation.sets import count_by_cause, examine, refuse, refuse_empty
 
     sets = examine(sets, checks, jobs=args.jobs)
     if args.bad_pairs == "refuse":
         refuse(sets)
     refuse_empty(sets)
+    for pair_set in sets:
+        if pair_set.name in args.sequence:
+            check_sequence(pair_set)
     for pair_set in sets:
         for item in pair_set.left_out:
             _log.warning("left out: %s/%s (%s): %s", item.set, item.stem, item.cause, item.why)
@@ -189,12 +223,20 @@ def _check_labels(sets: list[PairSet], *, wanted: bool) -> None:
             )
 
 
-def _reference(asked: str | None, names: list[str]) -> str:
+def _check_sequences(asked: list[str], sets: list[str]) -> None:
+    for name in asked:
+        if name not in sets:
+            raise InputError("--sequence names no set", expected=f"one of {', '.join(sets)}", got=repr(name))
+
+
+def _references(asked: list[str] | None, names: list[str]) -> list[str]:
     if asked is None:
-        return "laplacian" if "laplacian" in names else names[0]
-    if asked not in names:
-        raise InputError("--reference is no row of the table", expected=f"one of {', '.join(names)}", got=repr(asked))
-    return asked
+        return ["laplacian" if "laplacian" in names else names[0]]
+    for name in asked:
+        if name not in names:
+            expected = f"one of {', '.join(names)}"
+            raise InputError("--reference is no row of the table", expected=expected, got=repr(name))
+    return list(dict.fromkeys(asked))
 
 
 def _named(text: str, *, needs_name: bool) -> tuple[str, str]:

@@ -1,11 +1,11 @@
-"""``isfl train``: train from a YAML file."""
+"""``isfl train``: train from a YAML file, in one process or in those that torchrun starts."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from isfl_ros.errors import InputError
+from isfl_ros.errors import InputError, require_module
 
 HELP = "train a network from a YAML file"
 
@@ -24,41 +24,98 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, help="overrides the YAML's steps")
     parser.add_argument("--seed", type=int, help="overrides the YAML's seed")
     parser.add_argument("--resume", action="store_true", help="continue from the newest checkpoint in --out")
+    parser.add_argument(
+        "--cache", metavar="DIR", help="keep decoded pictures in DIR, for later runs and other processes"
+    )
+    parser.add_argument(
+        "--workers", type=int, help="threads that cut batches ahead; 0 cuts in the loop (default: by device and cores)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    import dataclasses
-    import importlib.util
+    require_module("tensorboard", extra="train")
 
-    if importlib.util.find_spec("tensorboard") is None:
-        raise InputError("tensorboard is missing", do="install the package with its extra: pip install 'isfl_ros[train]'")
+    from isfl_ros.training.distributed import launched
+
+    for option in ("threads", "workers"):
+        if (getattr(args, option) or 0) < 0:
+            raise InputError(f"--{option} out of range", expected="0 or more", got=str(getattr(args, option)))
+    world = launched()
+    try:
+        return _train(args, world)
+    except InputError as error:
+        if world.size == 1:
+            raise
+        raise InputError(f"process {world.rank} of {world.size}: {error}") from error
+
+
+def _train(args: argparse.Namespace, world) -> int:
+    import dataclasses
+    import logging
 
     import torch
 
     from isfl_ros.backends.choice import choose_for_training
-    from isfl_ros.device import choose_device
-    from isfl_ros.network.model import IsflNet
-    from isfl_ros.resources import shared_directory
     from isfl_ros.training.config import read_config
+    from isfl_ros.training.distributed import choose_device_of, process_group
     from isfl_ros.training.loop import Trainer
+    from isfl_ros.training.prefetch import default_workers
 
-    path = Path(args.config)
-    if not path.suffix:
-        path = shared_directory() / "config" / "train" / f"{args.config}.yaml"
-    config = read_config(path)
+    def say(text: str) -> None:
+        if world.is_main:
+            print(text, flush=True)
+
+    config = read_config(_config_path(args.config))
     overrides = {key: getattr(args, key) for key in ("steps", "seed") if getattr(args, key) is not None}
     config = dataclasses.replace(config, **overrides)
-    if not args.resume and (Path(args.out) / "checkpoints").exists():
-        raise InputError(f"{args.out} holds a run already", do="pass --resume or choose another --out")
-    if args.threads < 0:
-        raise InputError("--threads out of range", expected="0 or more", got=str(args.threads))
     if args.threads:
         torch.set_num_threads(args.threads)
-    device = choose_device(args.device)
-    print(f"device: {device.device} ({device.reason})")
-    implementation, reason = choose_for_training(device.device, args.implementation, IsflNet(config.network_config()))
-    print(f"implementation: {implementation} ({reason})")
-    trainer = Trainer(config, data_root=args.data, out=args.out, device=device.device, implementation=implementation)
-    print(f"{trainer.pair_count} training pairs, {len(trainer.validation)} for validation, {config.steps} steps")
-    print(f"model: {trainer.run(resume=args.resume)}")
+    if not world.is_main:
+        logging.getLogger().setLevel(logging.WARNING)
+    device = choose_device_of(world, args.device)
+    say(f"device: {device.device} ({device.reason})")
+    kind = torch.device(device.device).type
+    implementation, reason = choose_for_training(kind, args.implementation, config.build_network())
+    say(f"implementation: {implementation} ({reason})")
+    workers = default_workers(device.device, world.local_size) if args.workers is None else args.workers
+    with process_group(world, device.device):
+        if not args.resume:
+            world.from_main(lambda: _refuse_second_run(Path(args.out)))
+        trainer = Trainer(
+            config,
+            data_root=args.data,
+            out=args.out,
+            device=device.device,
+            implementation=implementation,
+            world=world,
+            workers=workers,
+            cache=args.cache,
+        )
+        say(f"{trainer.pair_count} training pairs, {len(trainer.validation)} for validation, {config.steps} steps")
+        say(f"{world.size} processes with {workers} workers each; batch {config.data.batch} over all of them")
+        model = trainer.run(resume=args.resume)
+        say(_throughput(trainer.throughput))
+        say(f"model: {model}")
     return 0
+
+
+def _refuse_second_run(out: Path) -> None:
+    if (out / "checkpoints").exists():
+        raise InputError(f"{out} holds a run already", do="pass --resume or choose another --out")
+
+
+def _config_path(name: str) -> Path:
+    from isfl_ros.resources import shared_directory
+
+    path = Path(name)
+    return path if path.suffix else shared_directory() / "config" / "train" / f"{name}.yaml"
+
+
+def _throughput(facts: dict) -> str:
+    where = f"{facts['processes']} x {facts['hardware']}, {facts['threads']} threads each, {facts['precision']}"
+    if "images_per_second" not in facts:
+        return f"throughput: unknown, no step was measured ({where})"
+    return (
+        f"throughput: {facts['images_per_second']:.2f} images/s of {facts['patch']} px,"
+        f" {facts['passes_per_second']:.2f} passes/s over {facts['measured_steps']} steps ({where})"
+    )

@@ -30,6 +30,8 @@ COMPLEXITY_SIZE = (480, 640)
 """Height and width at which multiply-accumulates and latency are given."""
 LATENCY_FRAMES, LATENCY_WARM_UP = 20, 3
 """Frames of each that are timed, and frames before those."""
+MODEL = "model"
+"""Kind of the methods that run a network, in their identity."""
 
 
 class Method(Protocol):
@@ -182,7 +184,7 @@ class Model:
 
     def identity(self) -> dict[str, str]:
         ran = {key: self.description[key] for key in ("device", "implementation", "precision")}
-        return {"kind": "model", "weights": self._weights, **ran}
+        return {"kind": MODEL, "weights": self._weights, **ran}
 
     def picture_key(self, set_name: str, pair: Pair) -> str:
         return ""
@@ -192,6 +194,22 @@ class Model:
 
     def fuse(self, set_name: str, pair: Pair, sources: Sources) -> np.ndarray:
         return self._pipeline.fuse(sources.thermal, sources.rgb).luma
+
+    def fuse_without(self, sources: Sources, modality: str, region: np.ndarray) -> np.ndarray:
+        """What the node makes of a pair of which one modality is missing in a region.
+
+        Args:
+            modality: ``infrared`` or ``visible``.
+            region: (H, W) bool, True where it is missing; where it is everywhere, the modality is not there at all.
+
+        Returns:
+            Fused luma, (H, W) uint8.
+        """
+        gone = bool(region.all())
+        valid = None if gone else ~region
+        if modality == "infrared":
+            return self._pipeline.fuse(None if gone else sources.thermal, sources.rgb, thermal_valid=valid).luma
+        return self._pipeline.fuse(sources.thermal, None if gone else sources.rgb, rgb_valid=valid).luma
 
     def gates(self, sources: Sources) -> list[np.ndarray]:
         if not self.has_gates:
@@ -272,7 +290,9 @@ def timed(methods: Sequence[Method]) -> dict[str, _Timed]:
     return {method.name: _Timed(method) for method in computing}
 
 
-def complexity(methods: Sequence[Method], samples_ms: Mapping[str, Sequence[float]], *, run: str) -> dict[str, Complexity]:
+def complexity(
+    methods: Sequence[Method], samples_ms: Mapping[str, Sequence[float]], *, run: str
+) -> dict[str, Complexity]:
     """Counts, and sums up what was timed.
 
     Args:

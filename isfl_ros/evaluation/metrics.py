@@ -182,19 +182,20 @@ def _mean_and_variance(x: Levels, size: int, sigma: float) -> tuple[Levels, Leve
     return mean, _blur(x * x, size, sigma) - mean * mean
 
 
-def structural_similarity(f: Levels, a: Levels, b: Levels) -> float:
-    """SSIM, summed over the two sources: 11x11 Gaussian, sigma 1.5, L = 255, valid windows (Wang et al., 2004)."""
+def similarity(f: Levels, source: Levels) -> float:
+    """SSIM of two pictures: 11x11 Gaussian, sigma 1.5, L = 255, valid windows (Wang et al., 2004)."""
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     mean_f, var_f = _mean_and_variance(f, 11, 1.5)
+    mean_s, var_s = _mean_and_variance(source, 11, 1.5)
+    product = mean_s * mean_f
+    cov = _blur(source * f, 11, 1.5) - product
+    luminance = (2 * product + c1) / (mean_s * mean_s + mean_f * mean_f + c1)
+    return float((luminance * (2 * cov + c2) / (var_s + var_f + c2)).mean())
 
-    def similarity(source: Levels) -> float:
-        mean_s, var_s = _mean_and_variance(source, 11, 1.5)
-        product = mean_s * mean_f
-        cov = _blur(source * f, 11, 1.5) - product
-        luminance = (2 * product + c1) / (mean_s * mean_s + mean_f * mean_f + c1)
-        return float((luminance * (2 * cov + c2) / (var_s + var_f + c2)).mean())
 
-    return similarity(a) + similarity(b)
+def structural_similarity(f: Levels, a: Levels, b: Levels) -> float:
+    """SSIM, summed over the two sources: :func:`similarity` to each."""
+    return similarity(f, a) + similarity(f, b)
 
 
 def visual_information_fidelity(f: Levels, a: Levels, b: Levels) -> float:

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from isfl_ros.errors import InputError
-from isfl_ros.evaluation import plots, sheets, tables
+from isfl_ros.evaluation import plots, robustness, sheets, tables
 from isfl_ros.evaluation.sets import PairSet
 
 if TYPE_CHECKING:
@@ -84,22 +84,33 @@ def _set_parts(evaluation: Evaluation, pair_set: PairSet) -> list[str]:
         tables.means_table(summary, evaluation.costs).html(),
     ]
     figures = []
+    verdicts = "".join(f"<li><b>{_text(who)}</b>: {_text(text)}</li>" for who, text in tables.verdict_lines(summary))
     if summary.differences:
-        parts += [
-            f"<p>{_text(tables.differences_caption(evaluation.reference, evaluation.bootstrap))}</p>",
-            tables.differences_table(summary, evaluation.reference).html(),
-        ]
-        figures.append(("differences", plots.differences_plot(summary, evaluation.reference, evaluation.bootstrap)))
+        caption = tables.differences_caption(evaluation.references, evaluation.bootstrap)
+        parts.append(f"<ul>{verdicts}</ul><p>{_text(caption)}</p>")
+    for reference in summary.differences:
+        parts.append(tables.differences_table(summary, reference).html())
+        plot = plots.differences_plot(summary, reference, evaluation.bootstrap)
+        figures.append((f"differences to {reference}", plot))
     figures.append(("spread", plots.spread_plot(scores, pair_set.name, methods)))
     people = plots.people_plot(scores, pair_set.name, methods)
     figures += [("person contrast", people)] if people else []
+    if summary.missing:
+        parts += [f"<p>{_text(robustness.missing_caption())}</p>", robustness.missing_table(summary).html()]
+    if summary.flicker:
+        table = robustness.flicker_table(summary, evaluation.references)
+        parts += [f"<p>{_text(robustness.flicker_caption(summary))}</p>", table.html()]
+        flicker = plots.flicker_plot(scores, pair_set.name, methods)
+        figures += [("flicker", flicker)] if flicker else []
     for name, svg in figures:
-        parts.append(f'<img class=plot alt="{name} on {_text(pair_set.name)}" src="{_uri("svg+xml", svg)}">')
+        parts.append(f'<img class=plot alt="{_text(f"{name} on {pair_set.name}")}" src="{_uri("svg+xml", svg)}">')
     parts.append(_sheet("Pictures", sheets.fused_rows(pair_set, methods, evaluation.predictions), is_open=True))
     for method in methods:
         rows = list(sheets.gate_rows(pair_set, method, evaluation.predictions))
         if rows:
             parts.append(_sheet(f"Gates of {method}, dark blue 0, dark red 1", rows))
+    if summary.missing:
+        parts.append(_sheet("One modality missing", evaluation.missing_rows(pair_set)))
     if summary.left_out:
         items = "".join(f"<li>{_text(item['stem'])}: {_text(item['why'])}</li>" for item in summary.left_out)
         parts.append(f"<details open><summary>Left out</summary><ul>{items}</ul></details>")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import math
 from collections.abc import Sequence
@@ -10,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from isfl_ros.errors import InputError
 from isfl_ros.evaluation.baselines import SOURCES
-from isfl_ros.evaluation.compare import PERSON, BootstrapConfig, SetSummary
+from isfl_ros.evaluation.bootstrap import BootstrapConfig
+from isfl_ros.evaluation.compare import PERSON, SetSummary
 from isfl_ros.evaluation.metrics import METRICS
 from isfl_ros.evaluation.scoring import Scores
 
@@ -21,16 +20,6 @@ if TYPE_CHECKING:
 
 _COLUMNS = 4
 _COLOURS = {"better": "tab:green", "worse": "tab:red", "": "grey"}
-
-
-def require_matplotlib() -> None:
-    """Asked for before anything is fused, not after it.
-
-    Raises:
-        InputError: matplotlib is not installed.
-    """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise InputError("matplotlib is missing", do="pip install 'isfl_ros[demo]', or pass --no-html")
 
 
 def _panels(count: int, title: str, row_height: float) -> tuple[Figure, list]:
@@ -56,14 +45,15 @@ def _svg(figure: Figure) -> bytes:
 
 def differences_plot(summary: SetSummary, reference: str, bootstrap: BootstrapConfig) -> bytes:
     """A panel a metric: every method's mean difference to the reference, with its interval."""
-    methods = [method for method in summary.differences if method not in SOURCES]
+    differences = summary.differences[reference]
+    methods = [method for method in differences if method not in SOURCES]
     directions = {metric.name: metric.better for metric in METRICS.values()} | {PERSON: "up"}
-    metrics = [m for m in directions if all(m in summary.differences[method] for method in methods)]
+    metrics = [m for m in directions if all(m in differences[method] for method in methods)]
     title = f"minus {reference}, with {bootstrap.confidence:.0%} intervals; right of the line is more"
     figure, axes = _panels(len(metrics), title, 0.9 + 0.24 * len(methods))
     for ax, metric in zip(axes, metrics):
         for y, method in enumerate(methods):
-            d = summary.differences[method][metric]
+            d = differences[method][metric]
             if not math.isfinite(d.mean):
                 continue
             good = {"up": d.mean > 0, "down": d.mean < 0}.get(directions[metric])
@@ -112,6 +102,24 @@ def people_plot(scores: Scores, set_name: str, methods: Sequence[str]) -> bytes 
         return None
     ax.set(xlabel="contrast kept of the better source", ylabel="part of the people below", title=f"{people} people")
     ax.set(xlim=(0, 1.5), ylim=(0, 1))
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize=8)
+    return _svg(figure)
+
+
+def flicker_plot(scores: Scores, set_name: str, methods: Sequence[str]) -> bytes | None:
+    """Flicker of every step of a sequence; None where none was measured."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    ax = figure.subplots()
+    rows = [row for row in scores.flicker if row["set"] == set_name and row["flicker"] is not None]
+    if not rows:
+        return None
+    stems = list(dict.fromkeys(row["stem"] for row in rows))
+    for method in methods:
+        ax.plot([row["flicker"] for row in rows if row["method"] == method], marker="o", markersize=3, label=method)
+    ax.set(xlabel=f"step, from {stems[0]} to {stems[-1]}", ylabel="flicker, grey levels", ylim=(0, None))
     ax.grid(alpha=0.3)
     ax.legend(fontsize=8)
     return _svg(figure)

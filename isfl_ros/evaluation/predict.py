@@ -7,7 +7,8 @@ What is kept, so that it can be scored again without the models, and so that an 
     <predictions>/<method>/<set>/<stem>.png                8-bit fused luma
     <predictions>/<method>/<set>/gates/<stem>.<scale>.png  gates of the pairs on the sheets, 1 the finest scale
 
-A changed model is noticed by the SHA-256 of its weights and configuration, a changed pair by that of its two files.
+and what :mod:`isfl_ros.evaluation.missing` keeps beside them. A changed model is noticed by the SHA-256 of its weights
+and configuration, a changed pair by that of its two files.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from tqdm import tqdm
 
 from isfl_ros.errors import InputError
 from isfl_ros.evaluation.baselines import BASELINES
-from isfl_ros.evaluation.methods import Complexity, Method
+from isfl_ros.evaluation.ledger import Ledger
+from isfl_ros.evaluation.methods import MODEL, Complexity, Method
 from isfl_ros.evaluation.sets import PairSet, Problem, check_name, read_sources
 from isfl_ros.images import to_uint8
 from isfl_ros.io.folders import Pair, read_thermal, write_png
@@ -54,8 +56,7 @@ def gate_paths(predictions: Path, method: str, set_name: str, stem: str) -> list
 
 def sheet_pairs(pair_set: PairSet) -> list[Pair]:
     """At most :data:`SHEET_PAIRS` pairs, spread evenly over the set from the first to the last."""
-    count = min(SHEET_PAIRS, len(pair_set.pairs))
-    return [pair_set.pairs[i] for i in np.linspace(0, len(pair_set.pairs) - 1, count).round().astype(int)]
+    return pair_set.spread(SHEET_PAIRS)
 
 
 class KeptMethod:
@@ -68,7 +69,6 @@ class KeptMethod:
     def __init__(self, predictions: Path, name: str):
         self.name = check_name("method", name)
         self.folder = predictions / name
-        self._lines: dict[tuple[str, str], dict[str, str]] = {}
         path = self.folder / _RECORD
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
@@ -81,15 +81,12 @@ class KeptMethod:
         self.identity: dict[str, str] = record["identity"]
         self.description: dict[str, str] = record["description"]
         self.complexity = None if record["complexity"] is None else Complexity(**record["complexity"])
-        for line in self._kept_lines():
-            self._lines[line["set"], line["stem"]] = line
+        self._kept = Ledger(self.folder / _KEPT, ("set", "stem"))
 
-    def _kept_lines(self) -> list[dict[str, str]]:
-        path = self.folder / _KEPT
-        if not path.is_file():
-            return []
-        lines = path.read_text(encoding="utf-8").split("\n")
-        return [json.loads(line) for line in lines[:-1]]  # an interrupted write leaves a last line without its end
+    @property
+    def is_model(self) -> bool:
+        """Whether a network made the pictures: then it can also be asked what it makes of one modality."""
+        return self.identity["kind"] == MODEL
 
     @classmethod
     def start(cls, predictions: Path, method: Method) -> KeptMethod:
@@ -105,7 +102,7 @@ class KeptMethod:
             cls._write_record(folder, method.identity(), method.description, None)
         kept = cls(predictions, method.name)
         kept.check_identity(method.identity())
-        kept._end_last_line()
+        kept._kept.mend()
         return kept
 
     def check_identity(self, identity: Mapping[str, str]) -> None:
@@ -142,17 +139,10 @@ class KeptMethod:
         }
         write_bytes(folder / _RECORD, (json.dumps(document, indent=2) + "\n").encode())
 
-    def _end_last_line(self) -> None:
-        path = self.folder / _KEPT
-        text = path.read_text(encoding="utf-8") if path.is_file() else ""
-        if text and not text.endswith("\n"):
-            write_bytes(path, text[: text.rfind("\n") + 1].encode())
-
     def has(self, set_name: str, stem: str, source_key: str, picture_key: str) -> bool:
         """Whether the picture of exactly these inputs is there."""
-        line = self._lines.get((set_name, stem), {})
-        path = prediction_path(self.folder.parent, self.name, set_name, stem)
-        return (line.get("sources"), line.get("picture")) == (source_key, picture_key) and path.is_file()
+        line = {"set": set_name, "stem": stem, "sources": source_key, "picture": picture_key}
+        return self._kept.has(line) and prediction_path(self.folder.parent, self.name, set_name, stem).is_file()
 
     def keep(
         self, set_name: str, stem: str, source_key: str, picture_key: str, luma: np.ndarray, gates: Sequence[np.ndarray]
@@ -161,15 +151,12 @@ class KeptMethod:
         write_png(prediction_path(self.folder.parent, self.name, set_name, stem), luma)
         for scale, gate in enumerate(gates, 1):
             write_png(self.folder / set_name / "gates" / f"{stem}.{scale}.png", to_uint8(gate))
-        line = {"set": set_name, "stem": stem, "sources": source_key, "picture": picture_key}
-        with (self.folder / _KEPT).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        self._lines[set_name, stem] = line
+        self._kept.add({"set": set_name, "stem": stem, "sources": source_key, "picture": picture_key})
 
     def problem(self, set_name: str, pair: Pair, source_key: str, shape: tuple[int, int]) -> Problem | None:
         """Why the kept picture of a pair cannot be scored (a :data:`~isfl_ros.evaluation.sets.Check`)."""
         path = prediction_path(self.folder.parent, self.name, set_name, pair.stem)
-        line = self._lines.get((set_name, pair.stem))
+        line = self._kept.find(set_name, pair.stem)
         if line is None or not path.is_file():
             return Problem("prediction missing", f"{self.name} has kept no picture of {set_name}/{pair.stem}: {path}")
         if line["sources"] != source_key:

@@ -15,8 +15,9 @@ from typing import Any
 import cv2
 
 from isfl_ros.errors import InputError
-from isfl_ros.evaluation import sheets, tables
-from isfl_ros.evaluation.compare import BootstrapConfig, SetSummary, summarize
+from isfl_ros.evaluation import flicker, missing, robustness, sheets, tables
+from isfl_ros.evaluation.bootstrap import BootstrapConfig
+from isfl_ros.evaluation.compare import SetSummary, summarize
 from isfl_ros.evaluation.methods import Complexity
 from isfl_ros.evaluation.metrics import METRICS
 from isfl_ros.evaluation.predict import PREDICTIONS, KeptMethod, forget
@@ -26,6 +27,7 @@ from isfl_ros.io.staging import write_bytes
 
 SUMMARY_JSON, SUMMARY_MARKDOWN, REPORT_HTML = "summary.json", "summary.md", "report.html"
 PER_IMAGE, PER_PERSON, LEFT_OUT = "per_image.csv", "per_person.csv", "left_out.csv"
+MISSING, FLICKER = "missing.csv", "flicker.csv"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,21 +40,30 @@ class Evaluation:
     """By name, in the order of the rows."""
     predictions: Path
     """Folder of the kept pictures."""
-    reference: str
-    """Method that the others are compared with."""
+    references: Sequence[str]
+    """Methods that the others are compared with."""
     bootstrap: BootstrapConfig
     environment: Mapping[str, Any]
     """Of :func:`isfl_ros.benchmarks.environment.describe_environment`."""
+    models: Sequence[str] = ()
+    """Methods of which pictures with one modality missing were scored."""
+    missing_pairs: int = 0
+    """Most pairs of a set of which they were."""
 
     @functools.cached_property
     def summaries(self) -> dict[str, SetSummary]:
         """By name of the set."""
-        return summarize(self.scores, self.sets, list(self.kept), reference=self.reference, bootstrap=self.bootstrap)
+        return summarize(self.scores, self.sets, list(self.kept), references=self.references, bootstrap=self.bootstrap)
 
     @property
     def costs(self) -> dict[str, Complexity]:
         """Of the methods of which it is known."""
         return {name: kept.complexity for name, kept in self.kept.items() if kept.complexity is not None}
+
+    def missing_rows(self, pair_set: PairSet) -> list[sheets.SheetRow]:
+        """As :func:`~isfl_ros.evaluation.sheets.missing_rows`."""
+        shown = sheets.missing_rows(pair_set, self.models, self.predictions, missing_pairs=self.missing_pairs)
+        return list(shown)
 
     @property
     def costs_caption(self) -> str:
@@ -61,21 +72,27 @@ class Evaluation:
 
 
 def markdown(evaluation: Evaluation) -> str:
-    """For every set its means and its differences to the reference."""
+    """For every set its means, its differences to the references, and what else was measured."""
     parts = []
     for name, summary in evaluation.summaries.items():
         parts += [f"## {name}", tables.set_caption(summary), tables.means_table(summary, evaluation.costs).markdown()]
-        if summary.differences:
-            parts += [
-                f"### {name}: differences to {evaluation.reference}",
-                tables.differences_table(summary, evaluation.reference).markdown(),
-            ]
+        parts.append("\n".join(f"- `{who}`: {text}" for who, text in tables.verdict_lines(summary)))
+        for reference in summary.differences:
+            table = tables.differences_table(summary, reference)
+            parts += [f"### {name}: differences to {reference}", table.markdown()]
+        if summary.missing:
+            parts += [f"### {name}: one modality missing", robustness.missing_table(summary).markdown()]
+        if summary.flicker:
+            table = robustness.flicker_table(summary, evaluation.references)
+            parts += [f"### {name}: flicker", robustness.flicker_caption(summary), table.markdown()]
     parts.append("Means: bold is the best of the rows that fuse (`infrared` and `visible` are the sources themselves).")
     if any(summary.differences for summary in evaluation.summaries.values()):
-        parts.append(tables.differences_caption(evaluation.reference, evaluation.bootstrap))
+        parts.append(tables.differences_caption(evaluation.references, evaluation.bootstrap))
+    if evaluation.models:
+        parts.append(robustness.missing_caption())
     if evaluation.costs:
         parts.append(evaluation.costs_caption)
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def check_out(out: Path, *, overwrite: bool, resume: bool) -> None:
@@ -135,11 +152,18 @@ def write_report(out: Path, evaluation: Evaluation, *, with_html: bool) -> str:
     files = {PER_IMAGE: _csv(["method", "set", "stem", *METRICS], evaluation.scores.images)}
     if people:
         files[PER_PERSON] = _csv(["method", "set", "stem", "person", "contrast"], evaluation.scores.people)
+    if evaluation.scores.missing:
+        columns = ["method", "set", "stem", "modality", "region", *missing.FIGURES]
+        files[MISSING] = _csv(columns, evaluation.scores.missing)
+    if evaluation.scores.flicker:
+        files[FLICKER] = _csv(["method", "set", "stem", *flicker.COLUMNS], evaluation.scores.flicker)
     if left_out:
         files[LEFT_OUT] = _csv(["set", "stem", "cause", "why"], left_out)
     for pair_set in evaluation.sets:
         rows = list(sheets.fused_rows(pair_set, list(evaluation.kept), evaluation.predictions))
         files[f"sheet_{pair_set.name}.png"] = _png(sheets.picture_sheet(rows))
+        if evaluation.models:
+            files[f"missing_{pair_set.name}.png"] = _png(sheets.picture_sheet(evaluation.missing_rows(pair_set)))
     if with_html:
         from isfl_ros.evaluation.page import html_report
 
@@ -156,7 +180,7 @@ def write_report(out: Path, evaluation: Evaluation, *, with_html: bool) -> str:
 def _document(evaluation: Evaluation) -> dict[str, Any]:
     return {
         "environment": dict(evaluation.environment),
-        "reference": evaluation.reference,
+        "references": list(evaluation.references),
         "bootstrap": asdict(evaluation.bootstrap),
         "predictions": str(evaluation.predictions),
         "sets": {name: summary.as_dict() for name, summary in evaluation.summaries.items()},

@@ -67,6 +67,11 @@ class PairSet:
         """Pairs in the set, those left out included."""
         return len(self.pairs) + len(self.left_out)
 
+    def spread(self, count: int) -> list[Pair]:
+        """At most `count` pairs, spread evenly over the set from the first to the last."""
+        chosen = np.linspace(0, len(self.pairs) - 1, min(count, len(self.pairs)))
+        return [self.pairs[i] for i in chosen.round().astype(int)]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sources:

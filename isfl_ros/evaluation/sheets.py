@@ -10,12 +10,14 @@ import cv2
 import numpy as np
 
 from isfl_ros.evaluation.baselines import SOURCES
+from isfl_ros.evaluation.missing import CASES, missing_path
 from isfl_ros.evaluation.predict import gate_paths, prediction_path, sheet_pairs
 from isfl_ros.evaluation.sets import PairSet, read_sources
 from isfl_ros.io.folders import read_thermal
 from isfl_ros.visualization import colour_gate
 
 _CELL_PX = 320  # width of a picture on a sheet
+_MISSING_SHOWN = 3  # pairs of a set that are shown with a modality missing
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,23 @@ def gate_rows(pair_set: PairSet, method: str, predictions: Path) -> Iterator[She
             title = f"scale {scale}, {gate.shape[1]}x{gate.shape[0]}, mean {gate.mean() / 255:.2f}"
             cells[title] = colour_gate(raised.astype(np.float32) / 255)
         yield SheetRow(pair.stem, cells)
+
+
+def missing_rows(
+    pair_set: PairSet, models: Sequence[str], predictions: Path, *, missing_pairs: int
+) -> Iterator[SheetRow]:
+    """What each model made with a modality missing, everywhere and in regions: some of the pairs that were measured."""
+    measured = pair_set.spread(missing_pairs)
+    for k in np.linspace(0, len(measured) - 1, min(_MISSING_SHOWN, len(measured))).round().astype(int):
+        stem = measured[k].stem
+        for model in models:
+            cells = {
+                f"no {modality}, {region}": _small(
+                    read_thermal(missing_path(predictions, model, pair_set.name, stem, modality, region))
+                )
+                for modality, region in CASES
+            }
+            yield SheetRow(f"{stem}, {model}", cells)
 
 
 def picture_sheet(rows: Sequence[SheetRow]) -> np.ndarray:

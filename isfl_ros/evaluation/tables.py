@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from isfl_ros.evaluation.baselines import SOURCES
-from isfl_ros.evaluation.compare import HEADLINE, PERSON, BootstrapConfig, Difference, SetSummary
+from isfl_ros.evaluation.bootstrap import BootstrapConfig, Difference
+from isfl_ros.evaluation.compare import HEADLINE, PERSON, SetSummary
 from isfl_ros.evaluation.methods import COMPLEXITY_SIZE, Complexity
 from isfl_ros.evaluation.metrics import METRICS
 
@@ -17,7 +18,8 @@ Mark = Literal["", "best", "better", "worse"]
 _PERSON_COLUMNS = {"person_median": "up", "person_p10": "up", "people": "shown"}
 _COST_COLUMNS = ("parameters", "GMAC", "ms")
 _ARROWS = {"up": " ↑", "down": " ↓", "shown": ""}
-_NOTHING = "-"
+NOTHING = "-"
+"""A cell without a value."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def means_table(summary: SetSummary, costs: Mapping[str, Complexity]) -> Table:
 
     def cell(name: str, row: Mapping[str, float], column: str) -> Cell:
         if column not in row:
-            return Cell(_NOTHING)
+            return Cell(NOTHING)
         return Cell(f"{row[column]:.4g}", "best" if row[column] == best[column] and name not in SOURCES else "")
 
     head = [corner("method", summary)] + [column + _ARROWS[better[column]] for column in better]
@@ -92,31 +94,45 @@ def means_table(summary: SetSummary, costs: Mapping[str, Complexity]) -> Table:
 
 def _cost_cells(cost: Complexity | None) -> list[Cell]:
     if cost is None:
-        return [Cell(_NOTHING)] * len(_COST_COLUMNS)
-    macs = _NOTHING if cost.macs is None else f"{cost.macs / 1e9:.2f}"
+        return [Cell(NOTHING)] * len(_COST_COLUMNS)
+    macs = NOTHING if cost.macs is None else f"{cost.macs / 1e9:.2f}"
     return [Cell(f"{cost.parameters:,}"), Cell(macs), Cell(f"{cost.latency_ms:.1f}")]
 
 
 def differences_table(summary: SetSummary, reference: str) -> Table:
     """A row a metric, a column a method that fuses: its difference to the reference, the interval, wins:losses."""
-    shown = [method for method in summary.differences if method not in SOURCES]
+    differences = summary.differences[reference]
+    shown = [method for method in differences if method not in SOURCES]
     metrics = {metric.name: metric.better for metric in METRICS.values()}
-    if any(PERSON in summary.differences[method] for method in shown):
+    if any(PERSON in differences[method] for method in shown):
         metrics[PERSON] = "up"
     rows = [
-        (
-            metric + _ARROWS[better],
-            [_difference_cell(summary.differences[method].get(metric), better) for method in shown],
-        )
+        (metric + _ARROWS[better], [_difference_cell(differences[method].get(metric), better) for method in shown])
         for metric, better in metrics.items()
     ]
-    rows.append((f"better mean, of {len(HEADLINE)}", [Cell(str(len(summary.better_on(method)))) for method in shown]))
+    better_means = [Cell(str(len(summary.verdict(method, reference).better_on))) for method in shown]
+    rows.append((f"better mean, of {len(HEADLINE)}", better_means))
     return Table([corner(f"minus {reference}", summary)] + shown, rows)
+
+
+def verdict_lines(summary: SetSummary) -> list[tuple[str, str]]:
+    """For every method that fuses and every reference: who, and on which headline metrics its mean is better."""
+    lines = []
+    for reference, differences in summary.differences.items():
+        for method in differences:
+            if method in SOURCES:
+                continue
+            verdict = summary.verdict(method, reference)
+            lost = f" (not {', '.join(verdict.lost)})" if verdict.lost else ""
+            nabf = f"{'not worse' if verdict.nabf_not_worse else 'worse'} ({differences[method]['Nabf'].mean:+.2g})"
+            text = f"better mean on {len(verdict.better_on)} of {len(HEADLINE)}{lost}, Nabf {nabf}"
+            lines.append((f"{method} against {reference}", text))
+    return lines
 
 
 def _difference_cell(difference: Difference | None, better: str) -> Cell:
     if difference is None:
-        return Cell(_NOTHING)
+        return Cell(NOTHING)
     text = f"{difference.mean:+.3g}"
     if difference.low is not None:
         text += f" [{difference.low:+.3g}, {difference.high:+.3g}]"
@@ -148,13 +164,13 @@ def _causes(summary: SetSummary) -> str:
     return "; ".join(f"{len(names)} {cause}: {', '.join(names)}" for cause, names in sorted(stems.items()))
 
 
-def differences_caption(reference: str, bootstrap: BootstrapConfig) -> str:
+def differences_caption(references: Sequence[str], bootstrap: BootstrapConfig) -> str:
     """How the comparison is to be read."""
     return (
-        f"Mean difference to {reference} over the same pairs, its {bootstrap.confidence:.0%} interval (percentile"
-        f" bootstrap over pairs, {bootstrap.resamples} draws, seed {bootstrap.seed}), wins:losses by pair (for {PERSON}"
-        " by person, pictures drawn whole). Marked where the interval leaves out 0: bold or green better, italic or red"
-        " worse."
+        f"Mean difference to {' or '.join(references)} over the same pairs, its {bootstrap.confidence:.0%} interval"
+        f" (percentile bootstrap over pairs, {bootstrap.resamples} draws, seed {bootstrap.seed}), wins:losses by pair"
+        f" (for {PERSON} by person, pictures drawn whole). Marked where the interval leaves out 0: bold or green"
+        " better, italic or red worse."
         f" Last row: of {', '.join(HEADLINE)}."
     )
 

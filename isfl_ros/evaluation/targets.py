@@ -6,38 +6,18 @@ contrast in the fused luma over the larger contrast in the two sources: 1 means 
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import cv2
 import numpy as np
 
-from isfl_ros.errors import InputError
 from isfl_ros.evaluation.metrics import check_picture
-from isfl_ros.io.folders import read_rgb
+from isfl_ros.io.labels import PERSON_CLASS, read_label  # noqa: F401  (training reads the same labels)
 
-PERSON_CLASS = 2
-"""Index of a person in the class-index label pictures (MSRS)."""
 MIN_AREA_PX = 80
 """Smaller connected components are too small to measure."""
 RING_PX = 10
 """Width of the ring: what a dilation with a disk of this radius (21x21 ellipse kernel) adds to the component."""
 MIN_SOURCE_CONTRAST = 10.0
 """Grey levels; a person that neither source shows any better than this says nothing about the fusion."""
-
-
-def read_label(path: Path, shape: tuple[int, int]) -> np.ndarray:
-    """Reads a class-index picture, (H, W) uint8.
-
-    Raises:
-        InputError: unreadable, in colour (then it holds no indices), or not of the given shape.
-    """
-    picture = read_rgb(path)
-    label = picture[:, :, 0]
-    if (picture != label[:, :, None]).any():
-        raise InputError(f"{path} is a colour picture", expected="class indices in one 8-bit channel")
-    if label.shape != shape:
-        raise InputError(f"{path} has another size than its pair", expected=f"{shape}", got=f"{label.shape}")
-    return label
 
 
 def person_contrast(

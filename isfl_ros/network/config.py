@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from isfl_ros.errors import InputError
 
 DECODER_ORDERS = ("add_then_conv", "conv_then_add")
+HEADS = ("sigmoid", "affine")
+REDUCTIONS = (1, 2, 4)
 MINIMUM_SIZE = 32  # pixels; below that three scales leave nothing to pool
 
 
@@ -24,7 +26,7 @@ class IsflConfig:
     width: int = 32
     """Channels of every feature map."""
     scales: int = 3
-    """Encoder blocks; scale k works at 1 / 2^(k-1) of the input size."""
+    """Encoder blocks; scale k works at 1 / 2^(k-1) of the size that ``reduction`` leaves."""
     grid: int = 8
     """Side r of the pooled key/value grid of the cross-attention."""
     gate_width: int = 16
@@ -33,8 +35,14 @@ class IsflConfig:
     """A 3x3 convolution block after the blend of each scale (the release has it)."""
     decoder_order: str = "add_then_conv"
     """``add_then_conv``: up-sample, add, convolve (release); ``conv_then_add``: up-sample, convolve, add (paper)."""
+    head: str = "sigmoid"
+    """``sigmoid``: one channel and a sigmoid (paper, release); ``affine``: per pixel the coefficients a, b, c of
+    ``a * visible + b * infrared + c`` (:class:`~isfl_ros.network.decoder.AffineHead`)."""
     head_kernel: int = 3
     """Kernel of the last convolution: 3 (release) or 1 (paper)."""
+    reduction: int = 1
+    """Features are computed on the pictures averaged over squares of this side, and what the head gives is raised to full
+    size: 1, 2 or 4. Above 1 the head must be ``affine``, which brings the detail of the full size back."""
     cfi: bool = True
     """False replaces the Causal Feature Integrator by the local feature alone (ablation; such a network has no gates)."""
 
@@ -48,18 +56,50 @@ class IsflConfig:
         require(isinstance(self.grid, int) and 1 <= self.grid <= 32, "grid", "an integer from 1 to 32")
         require(isinstance(self.gate_width, int) and 0 <= self.gate_width <= 256, "gate_width", "an integer from 0 to 256")
         require(self.decoder_order in DECODER_ORDERS, "decoder_order", f"one of {', '.join(DECODER_ORDERS)}")
+        require(self.head in HEADS, "head", f"one of {', '.join(HEADS)}")
         require(self.head_kernel in (1, 3), "head_kernel", "1 or 3")
+        require(
+            self.reduction in (REDUCTIONS if self.head == "affine" else REDUCTIONS[:1]),
+            "reduction",
+            "1, or with head affine 2 or 4",
+        )
         for key in ("siamese", "refine", "cfi"):
             require(isinstance(getattr(self, key), bool), key, "true or false")
 
 
 ARCHITECTURES: dict[str, IsflConfig] = {
-    # Two encoders, because a symmetric network cannot tell a hot pedestrian from a bright lamp.
-    "isfl": IsflConfig(),
+    # Two encoders, because a symmetric network cannot tell a hot pedestrian from a bright lamp. Features at half size, because
+    # the head brings the detail back: a quarter of the arithmetic for hardly less (docs/log.md).
+    "isfl": IsflConfig(head="affine", reduction=2),
     # What the authors released; kept apart so that our default may move without touching the comparison.
     "isfl-release": IsflConfig(
-        siamese=False, width=32, scales=3, grid=8, gate_width=16, refine=True, decoder_order="add_then_conv", head_kernel=3
+        siamese=False,
+        width=32,
+        scales=3,
+        grid=8,
+        gate_width=16,
+        refine=True,
+        decoder_order="add_then_conv",
+        head="sigmoid",
+        head_kernel=3,
+        reduction=1,
     ),
+    # What the text and the figures of the paper say: one encoder, a gate of a single 3x3 convolution, no refinement, a decoder that
+    # convolves before it adds, a 1x1 head. The number of the gate's channels is not said: one, as in the release.
+    "isfl-paper": IsflConfig(
+        siamese=True,
+        width=32,
+        scales=3,
+        grid=8,
+        gate_width=0,
+        refine=False,
+        decoder_order="conv_then_add",
+        head="sigmoid",
+        head_kernel=1,
+        reduction=1,
+    ),
+    # For CPU-only machines and small boards: a quarter of the channels.
+    "isfl-edge": IsflConfig(width=8, gate_width=4, grid=4, head="affine", reduction=2),
 }
 
 

@@ -25,15 +25,62 @@ class DecoderStage(nn.Module):
         return self.convs(raised) + fine
 
 
-class Head(nn.Module):
-    """Last convolution and sigmoid: features (B, C, H, W) to fused luma (B, 1, H, W) in (0, 1)."""
+class SigmoidHead(nn.Module):
+    """Last convolution and sigmoid (paper, section 3.3): features (B, C, H, W) to fused luma (B, 1, H, W) in (0, 1).
+
+    The pictures are not looked at; they are arguments because :class:`AffineHead` needs them.
+    """
 
     def __init__(self, config: IsflConfig):
         super().__init__()
         self.conv = nn.Conv2d(config.width, 1, kernel_size=config.head_kernel, padding=config.head_kernel // 2)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, visible: Tensor, infrared: Tensor) -> Tensor:
         # Half precision would quantise the picture itself: near white, bfloat16 steps by a full grey level.
         with torch.autocast(x.device.type, enabled=False):
             logits = self.conv(x.to(self.conv.weight.dtype))
             return torch.sigmoid(logits if logits.dtype == torch.float64 else logits.float())
+
+
+class AffineHead(nn.Module):
+    """Fused luma as a local affine combination of the two pictures, with the coefficients that the network gives.
+
+    ``a * visible + b * infrared + c``, with a, b, c from the last convolution, (B, 3, h, w), raised to the size of the
+    pictures and bounded to [0, 1]. Not in the paper. A sigmoid head has to carry every grey level of the sources through
+    the features to be faithful to them; here the features only say what is taken from where, by how much it is
+    strengthened, and what is added. Where a modality is invalid its picture is 0, and it is the network that has to
+    answer with the coefficients of the other one.
+    """
+
+    def __init__(self, config: IsflConfig):
+        super().__init__()
+        self.reduction = config.reduction
+        self.conv = nn.Conv2d(config.width, 3, kernel_size=config.head_kernel, padding=config.head_kernel // 2)
+        with torch.no_grad():  # training starts near the average of the two pictures
+            self.conv.weight.mul_(0.1)
+            self.conv.bias.copy_(torch.tensor([0.5, 0.5, 0.0]))
+
+    def forward(self, x: Tensor, visible: Tensor, infrared: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):  # in bfloat16 a coefficient near 1 steps by a grey level
+            coefficients = self.conv(x.to(self.conv.weight.dtype)).to(visible.dtype)
+            if self.reduction > 1:
+                raised = F.interpolate(coefficients, scale_factor=self.reduction, mode="bilinear", align_corners=False)
+                coefficients = raised[..., : visible.shape[-2], : visible.shape[-1]]
+            of_visible, of_infrared, offset = coefficients.split(1, dim=1)
+            fused = of_visible * visible + of_infrared * infrared + offset
+            bounded = fused.clamp(0.0, 1.0)
+            # Straight through in training: a pixel that has left the range still feels where it should go.
+            return fused + (bounded - fused).detach() if self.training else bounded
+
+
+def reduce_picture(picture: Tensor, reduction: int) -> Tensor:
+    """Means over squares of side ``reduction``: (B, 1, H, W) to (B, 1, ceil(H / reduction), ceil(W / reduction)).
+
+    Squares that reach over the edge are means of what lies inside.
+    """
+    if reduction == 1:
+        return picture
+    return F.avg_pool2d(picture, reduction, ceil_mode=True, count_include_pad=False)
+
+
+HEADS: dict[str, type[nn.Module]] = {"sigmoid": SigmoidHead, "affine": AffineHead}

@@ -12,7 +12,7 @@ from isfl_ros.errors import InputError
 from isfl_ros.images import mask_invalid
 from isfl_ros.network.cfi import Cfi, LocalSum
 from isfl_ros.network.config import MINIMUM_SIZE, IsflConfig
-from isfl_ros.network.decoder import DecoderStage, Head
+from isfl_ros.network.decoder import HEADS, DecoderStage, reduce_picture
 from isfl_ros.network.encoder import Encoder
 from isfl_ros.network.layers import ConvNormAct
 from isfl_ros.ops import gated_blend
@@ -33,7 +33,7 @@ class IsflNet(nn.Module):
         integrator = Cfi if config.cfi else LocalSum
         self.integrators = nn.ModuleList(integrator(config) for _ in range(config.scales))  # finest first
         self.decoders = nn.ModuleList(DecoderStage(config) for _ in range(config.scales - 1))  # finest first
-        self.head = Head(config)
+        self.head = HEADS[config.head](config)
 
     @property
     def has_gates(self) -> bool:
@@ -80,7 +80,7 @@ class IsflNet(nn.Module):
             return_gates: also return the gates, coarsest first, (B, 1, h, w) in (0, 1) each.
 
         Returns:
-            Fused luma (B, 1, H, W) in (0, 1), or that and the list of gates.
+            Fused luma (B, 1, H, W) in [0, 1], or that and the list of gates.
 
         Raises:
             InputError: shapes differ, are not one-channel, or are smaller than 32 pixels.
@@ -98,8 +98,8 @@ class IsflNet(nn.Module):
         infrared = mask_invalid(infrared, valid_infrared)
         encoder_visible = self.encoder if self.config.siamese else self.encoder_visible
         encoder_infrared = self.encoder if self.config.siamese else self.encoder_infrared
-        features_visible = encoder_visible(visible)
-        features_infrared = encoder_infrared(infrared)
+        features_visible = encoder_visible(reduce_picture(visible, self.config.reduction))
+        features_infrared = encoder_infrared(reduce_picture(infrared, self.config.reduction))
 
         gates: list[Tensor] = []
         result: Tensor | None = None
@@ -108,7 +108,7 @@ class IsflNet(nn.Module):
             if gate is not None:
                 gates.append(gate)
             result = integrated if result is None else self.decoders[k](result, integrated)
-        fused = self.head(result)
+        fused = self.head(result, visible, infrared)
         return (fused, gates) if return_gates else fused
 
 

@@ -15,15 +15,20 @@ from torch import Tensor
 _EPS = 1e-5
 
 
+def shape_of(config) -> dict[str, object]:
+    """What :func:`plain_forward` has to know of an ``IsflConfig`` besides the weights."""
+    return {name: getattr(config, name) for name in ("scales", "grid", "head", "reduction")}
+
+
 def plain_forward(
-    p: dict[str, Tensor], visible: Tensor, infrared: Tensor, *, scales: int = 3, grid: int = 8
+    p: dict[str, Tensor], visible: Tensor, infrared: Tensor, *, scales: int = 3, grid: int = 8, head: str = "sigmoid", reduction: int = 1
 ) -> tuple[Tensor, list[Tensor]]:
-    """The architectures ``isfl`` and ``isfl-release`` in evaluation mode (paper, section 3.3).
+    """Networks of the shape of ``isfl-release``, with either head and any reduction, in evaluation mode (paper, section 3.3).
 
     Args:
         p: state dictionary of such a network, all of one dtype and device.
         visible, infrared: (B, 1, H, W) in [0, 1], of that dtype and device, exactly 0 where invalid.
-        scales, grid: of the network.
+        scales, grid, head, reduction: of the network.
 
     Returns:
         Fused luma (B, 1, H, W) and the gates (B, 1, h, w), coarsest first.
@@ -56,7 +61,14 @@ def plain_forward(
         scores = torch.einsum("bcn,bct->bnt", q.flatten(2), k) / math.sqrt(c)
         return torch.einsum("bnt,bct->bcn", scores.softmax(-1), v).reshape(b, c, h, w)
 
-    features_v, features_i = encode("encoder_visible", visible), encode("encoder_infrared", infrared)
+    def shrink(x: Tensor) -> Tensor:
+        h, w = x.shape[-2:]
+        padding = (0, -w % reduction, 0, -h % reduction)
+        inside = F.avg_pool2d(F.pad(torch.ones_like(x), padding), reduction)
+        return F.avg_pool2d(F.pad(x, padding), reduction) / inside
+
+    features_v = encode("encoder_visible", shrink(visible))
+    features_i = encode("encoder_infrared", shrink(infrared))
     gates, result = [], None
     for k in reversed(range(scales)):
         cfi, v, i = f"integrators.{k}", features_v[k], features_i[k]
@@ -71,4 +83,10 @@ def plain_forward(
             continue
         raised = F.interpolate(result, size=integrated.shape[-2:], mode="bilinear", align_corners=False)
         result = unit(f"decoders.{k}.convs.1", unit(f"decoders.{k}.convs.0", raised + integrated))
-    return torch.sigmoid(conv("head.conv", result, 1)), gates
+    last = conv("head.conv", result, 1)
+    if head == "affine":
+        size = [reduction * side for side in last.shape[-2:]]
+        last = F.interpolate(last, size=size, mode="bilinear", align_corners=False)
+        last = last[:, :, : visible.shape[-2], : visible.shape[-1]]
+        return torch.clamp(last[:, :1] * visible + last[:, 1:2] * infrared + last[:, 2:], 0, 1), gates
+    return torch.sigmoid(last), gates

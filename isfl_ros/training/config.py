@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
+from torch import nn
 
 from isfl_ros.errors import InputError
-from isfl_ros.network.config import ARCHITECTURES, IsflConfig, config_from_dict
+from isfl_ros.network.checkpoint import MODELS
+from isfl_ros.network.config import ARCHITECTURES, config_from_dict
 
 VARIANTS = ("complementary", "identical", "drop_infrared", "drop_visible")
 
@@ -37,7 +39,9 @@ class DataConfig:
     patch: int = 256
     """Side of the square patches in pixels."""
     batch: int = 16
-    """Patches in a step."""
+    """Patches in a step, over all processes."""
+    people_share: float = 0.0
+    """Part of the patches of pairs with labelled persons that is placed on one of them, chosen by area; the rest lies anywhere."""
     least_scale: float = 1.0
     """Patches are cut at a random scale between this and 1 and reduced to the patch size; 1 switches it off."""
 
@@ -45,6 +49,7 @@ class DataConfig:
         _require(self.patch >= 32, "data.patch", ">= 32", self.patch)
         _require(self.batch >= 1, "data.batch", ">= 1", self.batch)
         _require(0.1 <= self.least_scale <= 1.0, "data.least_scale", "0.1 to 1", self.least_scale)
+        _require(0.0 <= self.people_share <= 1.0, "data.people_share", "0 to 1", self.people_share)
         _require(self.validation_pairs >= 1, "data.validation_pairs", ">= 1", self.validation_pairs)
 
 
@@ -100,20 +105,42 @@ class LossConfig:
     structure_operator: str = "laplacian4"
     """``laplacian4``, ``laplacian8`` (release) or ``sobel``."""
     structure_reading: str = "signed_max"
-    """``signed_max`` (as printed), ``absolute`` (absolute values on both sides, release) or ``larger`` (the signed value of
-    larger magnitude)."""
+    """``signed_max`` (as printed), ``absolute`` (absolute values on both sides, release), ``larger`` (the signed value of
+    larger magnitude) or ``weighted`` (the mean, weighted by the energy that each has around the pixel)."""
     structure_scales: int = 1
     """Octaves at which the structure term is taken, each on the pictures halved once more."""
+    structure_decay: float = 1.0
+    """Weight of each octave relative to the one before, finer one."""
     structure_gain: float = 1.0
     """Factor on the target of the structure term."""
+    structure_gain_conflict: float = 0.0
+    """That factor where both sources have an edge and the two disagree (readings ``larger`` and ``weighted``): strengthening one buries the other
+    there. 0: as elsewhere."""
+    structure_gain_scales: int = 6
+    """Octaves, finest first, to which the factor applies; 1 on the others."""
+    detail: float = 0.0
+    """Weight of the detail term: the mean strength of the edges around a pixel is what ``detail_keep`` and ``detail_yield`` ask
+    for; not in the paper."""
+    detail_keep: float = 1.17
+    """Part of the stronger source's edges that is asked for."""
+    detail_yield: float = 0.55
+    """Part of the weaker source's edges that is taken off again: where both are full of edges, strengthening one buries the
+    other."""
+    overshoot: float = 0.0
+    """Weight of edges stronger than the stronger source's where that buries the weaker source's; not in the paper."""
     ssim: float = 0.0
     """Weight of (1 - SSIM(F, vi)) + (1 - SSIM(F, ir)); not in the paper."""
     target: float = 0.0
     """Weight of the hot-target term: local contrast of thermally salient regions is kept; not in the paper."""
+    people: float = 0.0
+    """Weight of the people term: every labelled person stands out as in the better source; not in the paper. Pairs without
+    labels do not take part."""
     base: float = 0.0
     """Weight of the base term: brightness of the surroundings is the mean of the two pictures'; not in the paper."""
     fidelity: float = 0.0
     """Weight of |F - surviving modality| where exactly one modality is valid; not in the paper."""
+    undisturbed: float = 0.0
+    """Weight of the difference that a mask makes where both modalities are valid, mostly near its edge; not in the paper."""
     alpha: float = 0.1
     """Weight of the intervention consistency (equation 9)."""
     consistency_gates: str = "original"
@@ -143,7 +170,7 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         _choice(self.structure_operator, "loss.structure_operator", ("laplacian4", "laplacian8", "sobel"))
-        _choice(self.structure_reading, "loss.structure_reading", ("signed_max", "absolute", "larger"))
+        _choice(self.structure_reading, "loss.structure_reading", ("signed_max", "absolute", "larger", "weighted"))
         _choice(self.consistency_gates, "loss.consistency_gates", ("original", "masked"))
         _choice(self.consistency_region, "loss.consistency_region", ("all", "both_valid"))
         _choice(self.entropy, "loss.entropy", ("pixel", "spatial", "off"))
@@ -152,10 +179,20 @@ class LossConfig:
         for key, number in vars(self).items():
             _require(not isinstance(number, float) or math.isfinite(number), f"loss.{key}", "a finite number", number)
         _require(1 <= self.structure_scales <= 6, "loss.structure_scales", "1 to 6", self.structure_scales)
+        _require(0.0 < self.structure_decay <= 1.0, "loss.structure_decay", "above 0, at most 1", self.structure_decay)
+        conflict = self.structure_gain_conflict
+        _require(0.0 <= conflict <= 4.0, "loss.structure_gain_conflict", "0 to 4", conflict)
+        _require(
+            not conflict or self.structure_reading in ("larger", "weighted"),
+            "loss.structure_gain_conflict",
+            "0 with this structure_reading: only larger and weighted know a weaker edge",
+            conflict,
+        )
+        _require(0 <= self.structure_gain_scales <= 6, "loss.structure_gain_scales", "0 to 6", self.structure_gain_scales)
         _require(0.0 < self.eta < 1.0, "loss.eta", "between 0 and 1", self.eta)
         _require(0.0 < self.structure_gain <= 4.0, "loss.structure_gain", "above 0, at most 4", self.structure_gain)
         _require(self.necessity_margin >= 0.0, "loss.necessity_margin", ">= 0", self.necessity_margin)
-        for key in ("intensity", "structure", "ssim", "target", "base", "fidelity", "alpha", "regularizer", "entropy_weight", "stability", "beta"):
+        for key in ("intensity", "structure", "detail", "detail_keep", "detail_yield", "overshoot", "ssim", "target", "people", "base", "fidelity", "undisturbed", "alpha", "regularizer", "entropy_weight", "stability", "beta"):
             _require(getattr(self, key) >= 0.0, f"loss.{key}", ">= 0", getattr(self, key))
 
 
@@ -183,29 +220,55 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DistillationConfig:
+    """Learning from a trained network besides the pictures."""
+
+    teacher: str = ""
+    """Name of a shipped model, or a model folder; empty: none."""
+    weight: float = 0.0
+    """Weight of the difference to the teacher's picture, averaged over the passes of a step; 0 switches it off."""
+
+    def __post_init__(self) -> None:
+        _require(0.0 <= self.weight < math.inf, "distillation.weight", "0 or more", self.weight)
+        _require(bool(self.teacher) or not self.weight, "distillation.teacher", "a model, where distillation.weight is above 0", self.teacher)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """One training run."""
 
     recipe: str = "custom"
     """Name that the model folder carries."""
-    architecture: str = "isfl"
-    """Named architecture."""
+    model: str = "isfl"
+    """Which network: a key of ``isfl_ros.network.checkpoint.MODELS``."""
+    architecture: str = ""
+    """Named architecture of that network; empty: the one that has its name."""
     network: dict = field(default_factory=dict)
     """Keys of the network configuration that differ from the architecture's (ablations)."""
     data: DataConfig = field(default_factory=DataConfig)
     interventions: InterventionConfig = field(default_factory=InterventionConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
     steps: int = 6750
     """Optimiser steps."""
+    initial: str = ""
+    """Model folder, or name of a shipped model, whose weights the run begins with; empty: drawn by ``seed``."""
     seed: int = 0
     """Seed of weights, order, patches and masks."""
     precision: str = "fp32"
-    """``fp32`` or ``bf16`` (autocast)."""
+    """``fp32``; ``bf16`` or ``fp16`` (autocast; ``fp16`` with a scaled loss, on a CUDA device only)."""
+    accumulate: int = 1
+    """Parts into which every process cuts its batch, one after the other in memory; their gradients are averaged. With live
+    norms each part is normalised by its own batch statistics and moves the running ones once, as a smaller batch would; with
+    frozen ones the number of parts changes nothing but rounding."""
     batchnorm_update: str = "all"
     """Which passes move the running statistics: ``all`` (release) or ``original``."""
     batchnorm_freeze: float = 1.0
-    """Part of the run after which running statistics are frozen and used; 1 never freezes."""
+    """Part of the run after which running statistics are frozen and used; 1 never freezes, 0 from the first step."""
+    batchnorm_sync: bool = False
+    """With several processes on GPUs: batch statistics of a pass over all of them. Without, every process normalises by its own
+    samples, and the running statistics are averaged over the processes after each step."""
     checkpoint_every: int = 250
     """Steps between resumable checkpoints."""
     log_every: int = 20
@@ -214,24 +277,34 @@ class TrainingConfig:
     """Steps between validation losses and pictures."""
 
     def __post_init__(self) -> None:
-        _choice(self.architecture, "architecture", tuple(ARCHITECTURES))
-        _choice(self.precision, "precision", ("fp32", "bf16"))
+        _choice(self.model, "model", tuple(MODELS))
+        if not self.architecture:
+            object.__setattr__(self, "architecture", self.model)
+        config_class = MODELS[self.model][0]
+        named = tuple(name for name, config in ARCHITECTURES.items() if isinstance(config, config_class))
+        _choice(self.architecture, "architecture", named)
+        _choice(self.precision, "precision", ("fp32", "bf16", "fp16"))
         _choice(self.batchnorm_update, "batchnorm_update", ("all", "original"))
         _require(self.steps >= 1, "steps", ">= 1", self.steps)
         _require(self.seed >= 0, "seed", ">= 0", self.seed)
-        _require(0.0 < self.batchnorm_freeze <= 1.0, "batchnorm_freeze", "above 0, at most 1", self.batchnorm_freeze)
+        _require(0.0 <= self.batchnorm_freeze <= 1.0, "batchnorm_freeze", "0 to 1", self.batchnorm_freeze)
+        _require(self.accumulate >= 1, "accumulate", ">= 1", self.accumulate)
         for key in ("checkpoint_every", "log_every", "validate_every"):
             _require(getattr(self, key) >= 1, key, ">= 1", getattr(self, key))
-        terms = ("intensity", "structure", "ssim", "target", "base")
+        terms = ("intensity", "structure", "detail", "ssim", "target", "base")
         _require(
             any(getattr(self.loss, key) > 0 for key in terms), "loss", "a weight above 0 for at least one term of the fused picture", "none"
         )
         self.network_config()
 
-    def network_config(self) -> IsflConfig:
-        """The architecture's configuration with this run's differences."""
+    def network_config(self):
+        """The architecture's configuration with this run's differences, of the class that belongs to the model."""
         values = dataclasses.asdict(ARCHITECTURES[self.architecture]) | dict(self.network)
-        return config_from_dict(IsflConfig, values, "network")
+        return config_from_dict(MODELS[self.model][0], values, "network")
+
+    def build_network(self) -> nn.Module:
+        """The network of the run, initialised by torch's current seed."""
+        return MODELS[self.model][1](self.network_config())
 
 
 _SECTIONS = {
@@ -239,6 +312,7 @@ _SECTIONS = {
     "interventions": InterventionConfig,
     "loss": LossConfig,
     "optimizer": OptimizerConfig,
+    "distillation": DistillationConfig,
 }
 
 

@@ -1,11 +1,12 @@
 """The three interventions (paper section 3.2) as validity masks: drawn per sample, rasterised for the batch on the device.
 
-Masks are bool, True where a pixel is kept. Every draw depends on (seed, step, sample) alone.
+Masks are bool, True where a pixel is kept. Every draw depends on (seed, step, slot) alone; a slot is a sample's place in the
+global batch.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Sequence
 
 import numpy as np
 import torch
@@ -37,22 +38,29 @@ def draw_variants(config: InterventionConfig, seed: int, step: int) -> tuple[str
 
 
 def make_masks(
-    variant: str, config: InterventionConfig, shape: tuple[int, int, int], seed: int, step: int, device: torch.device | str
+    variant: str,
+    config: InterventionConfig,
+    size: tuple[int, int],
+    seed: int,
+    step: int,
+    samples: Sequence[int],
+    device: torch.device | str,
 ) -> Masks:
-    """Masks of one intervention for a batch.
+    """Masks of one intervention for some samples of a step.
 
     Args:
         variant: ``complementary``, ``identical``, ``drop_infrared`` or ``drop_visible``.
-        shape: (B, H, W).
+        size: (H, W).
+        samples: their slots in the global batch.
     """
-    b, h, w = shape
+    b, (h, w) = len(samples), size
     everything = torch.ones((b, 1, h, w), dtype=torch.bool, device=device)
     if variant == "drop_infrared":
         return Masks(everything, torch.zeros_like(everything))
     if variant == "drop_visible":
         return Masks(torch.zeros_like(everything), everything)
     # The variant is part of the key: masks of two interventions in one step are independent draws.
-    rngs = [sample_rng(seed, step, sample, _STREAM_MASK, VARIANTS.index(variant)) for sample in range(b)]
+    rngs = [sample_rng(seed, step, sample, _STREAM_MASK, VARIANTS.index(variant)) for sample in samples]
     if variant == "identical":
         kept = ~_squares(config, rngs, h, w, device)
         return Masks(kept, kept)
@@ -127,6 +135,15 @@ def _large_regions(rngs: list[np.random.Generator], h: int, w: int, device) -> T
     )[0]
     band = distance[side] <= extent
     smooth = F.interpolate(noise, size=(h, w), mode="bicubic", align_corners=False)[:, 0]
-    level = torch.quantile(smooth.flatten(1), share[:, 0], dim=1).diagonal()[:, None, None]
-    holes = smooth <= level
+    holes = smooth <= _quantile(smooth.flatten(1), share[:, 0])[:, None, None]
     return torch.where((kind == 2)[:, None, None], holes, band)[:, None]
+
+
+def _quantile(values: Tensor, share: Tensor) -> Tensor:
+    """Quantile ``share[i]`` of row i of (B, N), interpolated: (B,). torch.quantile takes every share of every row, and no
+    more than 16 million values."""
+    rank = share * (values.shape[1] - 1)
+    below = rank.long()
+    ordered = values.sort(dim=1).values
+    low, high = (ordered.gather(1, index[:, None])[:, 0] for index in (below, rank.ceil().long()))
+    return torch.lerp(low, high, rank - below)

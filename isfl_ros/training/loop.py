@@ -1,4 +1,4 @@
-"""The training loop: resumable, every random draw a function of seed and step."""
+"""The training loop: resumable, in one process or several; every random draw a function of seed, step and slot."""
 
 from __future__ import annotations
 
@@ -6,16 +6,11 @@ import contextlib
 import dataclasses
 import json
 import logging
-import math
-import os
-import shutil
+import time
 from pathlib import Path
-from typing import Iterator
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -23,14 +18,19 @@ from isfl_ros.errors import InputError
 from isfl_ros.io.dataset import select_pairs
 from isfl_ros.io.staging import write_bytes
 from isfl_ros.network.checkpoint import ModelInfo, check_tensors, save_model
-from isfl_ros.network.model import IsflNet, mean_gate
+from isfl_ros.training import checkpoints
+from isfl_ros.training.cache import PictureCache
+from isfl_ros.training.checkpoints import Checkpoint
 from isfl_ros.training.config import TrainingConfig
-from isfl_ros.training.data import LoadedPair, PatchSampler, load_pairs
-from isfl_ros.training.interventions import draw_variants, make_masks
-from isfl_ros.training.losses import Objective, Output
+from isfl_ros.training.data import LoadedPair, PatchSampler, decode_pairs
+from isfl_ros.training.distributed import World
+from isfl_ros.training.interventions import draw_variants
+from isfl_ros.training.prefetch import Prefetcher, pin
+from isfl_ros.training.step import Learner
+from isfl_ros.training.throughput import Throughput, hardware_name
+from isfl_ros.training.validation import validate
 
 _log = logging.getLogger(__name__)
-_KEPT_CHECKPOINTS = 2
 
 
 class Trainer:
@@ -39,98 +39,71 @@ class Trainer:
     Args:
         config: what to train.
         data_root: folder to which the set specifications are relative.
-        out: folder of the run.
+        out: folder of the run; only the first of several processes touches it.
         device: ``cpu``, ``cuda``, ``cuda:N``.
         implementation: who computes the Causal Feature Integrator: ``reference``, ``folded`` or ``triton``. Not part of
             the configuration: a run may go on with another one, and differs by rounding only.
+        world: the processes of the run; connecting them is the caller's.
+        workers: threads that make batches ahead; 0 makes them in the loop. Changes nothing but the time.
+        cache: folder of decoded pictures (:class:`~isfl_ros.training.cache.PictureCache`); None decodes into memory.
 
     Raises:
-        InputError: a set is empty or unreadable; ``out`` holds a run of another configuration.
+        InputError: a set is empty or unreadable; ``out`` holds a run of another configuration; the batch cannot be
+            divided; the device has not the precision; the teacher is missing; another process failed.
     """
 
     def __init__(
-        self, config: TrainingConfig, *, data_root: str | Path, out: str | Path, device: str, implementation: str = "folded"
+        self,
+        config: TrainingConfig,
+        *,
+        data_root: str | Path,
+        out: str | Path,
+        device: str,
+        implementation: str = "folded",
+        world: World = World(),
+        workers: int = 0,
+        cache: str | Path | None = None,
     ):
         if not config.data.sets:
             raise InputError("data.sets is empty", do="name at least one set of pairs")
-        self.config, self.out, self.device = config, Path(out), torch.device(device)
-        self._check_run_folder()
-        torch.manual_seed(config.seed)
-        # Dying units leave gradients below the normal range, on which a CPU is many times slower.
-        torch.set_flush_denormal(True)
-        self.network = IsflNet(config.network_config()).to(self.device, memory_format=torch.channels_last)
-        self.network.set_implementation(implementation)
-        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=config.optimizer.lr)
-        self.objective = Objective(config.loss)
-        pairs = _load_sets(config.data.sets, data_root, "training pairs", limit=None)
+        self.config, self.out, self.device, self.world = config, Path(out), torch.device(device), world
+        self._slots = _parts(world.slots(config.data.batch), config.accumulate)
+        world.require_same("options", json.dumps(dataclasses.asdict(config)))
+        world.from_main(lambda: checkpoints.check_run_folder(self.out, config))
+        self._learner = world.together(
+            lambda: Learner(config, device=self.device, implementation=implementation, processes=world.size)
+        )
+        world.broadcast([*self.network.parameters(), *self.network.buffers()])
+        world.require_same("teachers", str(self._teacher_digest()))
+        pairs, self.validation = world.together(lambda: self._load_pairs(data_root, cache))
+        world.require_same("training pairs", repr([(p.stem, p.visible.shape, p.people is None) for p in pairs]))
         self.pair_count = len(pairs)
         self.sampler = PatchSampler(pairs, config.data, config.seed)
-        self.validation = _load_sets(
-            config.data.validation, data_root, "validation pairs", limit=config.data.validation_pairs
+        self._batches = Prefetcher(
+            lambda step, part: pin(self.sampler.cut(step, self._slots[part]), self.device),
+            parts=config.accumulate,
+            steps=config.steps,
+            workers=workers,
         )
         self.step = 0
+        self.throughput: dict | None = None
+        """Figures and circumstances of the last :meth:`run`; without figures where it was too short."""
 
-    # -- one step ---------------------------------------------------------------------------------------------------
+    @property
+    def network(self) -> nn.Module:
+        """The network that is trained."""
+        return self._learner.network
 
     def train_step(self) -> dict[str, float]:
-        """Runs the step ``self.step`` and advances it; returns the weighted loss terms."""
-        config = self.config
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(config, self.step)
-        visible, infrared = (x.to(self.device) for x in self.sampler.batch(self.step))
-        self._set_norm_mode()
-        names = draw_variants(config.interventions, config.seed, self.step)
-        original = self._forward(visible, infrared, moves_statistics=True)
-        variants = {}
-        for name in names:
-            masks = make_masks(
-                name, config.interventions, (visible.shape[0], *visible.shape[-2:]), config.seed, self.step, self.device
-            )
-            output = self._forward(
-                visible,
-                infrared,
-                valid_visible=masks.visible,
-                valid_infrared=masks.infrared,
-                moves_statistics=config.batchnorm_update == "all",
-            )
-            variants[name] = (masks, output)
-        weight = len(config.interventions.active()) / len(names) if names else 1.0
-        terms = self.objective.terms(visible, infrared, original, variants, variant_weight=weight)
-        loss = torch.stack(list(terms.values())).sum()
-        if not torch.isfinite(loss):
-            raise InputError(
-                f"loss is not finite at step {self.step}",
-                got=", ".join(f"{k} {float(v):.3g}" for k, v in terms.items()),
-                do="lower optimizer.lr or set optimizer.clip_norm",
-            )
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if config.optimizer.clip_norm:
-            nn.utils.clip_grad_norm_(self.network.parameters(), config.optimizer.clip_norm)
-        self.optimizer.step()
+        """Makes the step ``self.step`` and advances it; returns the loss and its weighted terms over all processes.
+
+        Raises:
+            InputError: the loss or the gradient is not finite (the weights are left as they were), or another process
+                failed.
+        """
+        terms = self._learner.take_step(self.step, self._slots, self._batches.take(self.step), self.world)
         self.step += 1
-        values = {name: float(value.detach()) for name, value in terms.items()}
-        return {"loss": float(loss.detach()), **values}
-
-    def _forward(self, visible: Tensor, infrared: Tensor, *, moves_statistics: bool, **masks: Tensor) -> Output:
-        """One pass with its own batch statistics: five passes are not one concatenated pass."""
-        with _statistics(self.network, moves_statistics), self._autocast():
-            fused, gates = self.network(
-                _channels_last(visible), _channels_last(infrared), return_gates=True, **masks
-            )
-        return Output(fused.float(), [gate.float() for gate in gates])
-
-    def _autocast(self):
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
-
-    def _set_norm_mode(self) -> None:
-        self.network.train()
-        if self.step >= self.config.batchnorm_freeze * self.config.steps:
-            for module in self.network.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.eval()
-
-    # -- the run ----------------------------------------------------------------------------------------------------
+        return terms
 
     def run(self, *, resume: bool) -> Path:
         """Trains to the last step and writes the model folder, whose path is returned.
@@ -138,172 +111,169 @@ class Trainer:
         Args:
             resume: continue from the newest checkpoint of the folder, where there is one.
         """
-        if resume:
-            self.load_newest_checkpoint()
-        write_bytes(self.out / "config.json", (json.dumps(dataclasses.asdict(self.config), indent=2) + "\n").encode())
-        # What was logged at the step of the checkpoint belongs to the part that is kept.
-        with SummaryWriter(str(self.out / "tensorboard"), purge_step=self.step + 1) as writer:
-            with tqdm(total=self.config.steps, initial=self.step, unit="step", desc="training") as bar:
-                while self.step < self.config.steps:
-                    terms = self.train_step()
-                    bar.update()
-                    bar.set_postfix(loss=f"{terms['loss']:.4f}")
-                    if self.step % self.config.log_every == 0:
-                        for name, value in terms.items():
-                            writer.add_scalar(f"train/{name}", value, self.step)
-                        writer.add_scalar("train/lr", self.optimizer.param_groups[0]["lr"], self.step)
-                    if self.validation and (
-                        self.step % self.config.validate_every == 0 or self.step == self.config.steps
-                    ):
-                        self._validate(writer)
-                    if self.step % self.config.checkpoint_every == 0 or self.step == self.config.steps:
-                        self.save_checkpoint()
-        return self.export()
+        config, world = self.config, self.world
+        with contextlib.closing(self._batches), contextlib.ExitStack() as stack:
+            if resume:
+                self.load_newest_checkpoint()
+            document = json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+            world.from_main(lambda: write_bytes(self.out / checkpoints.CONFIG, document.encode()))
+            writer = None
+            if world.is_main:
+                # What was logged at the step of the checkpoint belongs to the part that is kept.
+                writer = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.step + 1)
+                stack.enter_context(writer)
+            bar = tqdm(total=config.steps, initial=self.step, unit="step", desc="training", disable=not world.is_main)
+            stack.enter_context(bar)
+            begun = self.step
+            throughput = Throughput(config.data.batch, config.steps - self.step)
+            passes = 1 + len(draw_variants(config.interventions, config.seed, 0))
+            while self.step < config.steps:
+                start = time.perf_counter()
+                terms = self.train_step()
+                throughput.add(time.perf_counter() - start, passes)
+                last = self.step == config.steps
+                bar.update()
+                bar.set_postfix(loss=f"{terms['loss']:.4f}")
+                if writer and (last or self.step % config.log_every == 0):
+                    self._write_scalars(writer, terms, throughput)
+                if config.data.validation and (last or self.step % config.validate_every == 0):
+                    world.from_main(lambda: self._validate(writer))
+                if last or self.step % config.checkpoint_every == 0:
+                    world.from_main(self.save_checkpoint)
+            model = self.out / "model"
+            if self.step == begun and model.exists():  # nothing was trained: what was measured then stays
+                return model
+            self.throughput = self._describe(throughput)
+            return world.from_main(self.export)
 
     def export(self) -> Path:
         """Writes the current weights as a model folder ``model`` in the run's folder."""
         config = self.config
+        training = {"steps": self.step, "pairs": self.pair_count, "config": dataclasses.asdict(config)}
+        if self.throughput is not None:
+            training["throughput"] = self.throughput
+        if self._learner.teacher is not None:
+            training["teacher"] = self._learner.teacher.facts()
         directory = self.out / "model"
         info = ModelInfo(
             name=directory.name,
-            model="isfl",
+            model=config.model,
             architecture=config.architecture,
             recipe=config.recipe,
-            config=self.network.config,
-            training={
-                "steps": self.step,
-                "pairs": self.pair_count,
-                "config": dataclasses.asdict(config),
-            },
+            config=config.network_config(),
+            training=training,
         )
         save_model(directory, self.network, info, overwrite=True)
         return directory
 
-    @torch.no_grad()
+    def _write_scalars(self, writer: SummaryWriter, terms: dict[str, float], throughput: Throughput) -> None:
+        for name, value in terms.items():
+            writer.add_scalar(f"train/{name}", value, self.step)
+        writer.add_scalar("train/lr", self._learner.optimizer.param_groups[0]["lr"], self.step)
+        writer.add_scalar("train/gradient_norm", self._learner.gradient_norm, self.step)
+        if self._learner.scaler.is_enabled():
+            writer.add_scalar("train/loss_scale", self._learner.scaler.get_scale(), self.step)
+        for name, value in throughput.figures().items():
+            writer.add_scalar(f"throughput/{name}", value, self.step)
+
     def _validate(self, writer: SummaryWriter) -> None:
         self.network.eval()
-        totals: dict[str, float] = {}
-        for index, pair in enumerate(self.validation):
-            visible, infrared = (
-                torch.from_numpy(x).to(self.device, torch.float32)[None, None] / 255.0 for x in (pair.visible, pair.infrared)
-            )
-            with self._autocast():
-                fused, gates = self.network(_channels_last(visible), _channels_last(infrared), return_gates=True)
-            fused = fused.float()
-            for name, value in self.objective.fusion_terms(fused, visible, infrared).items():
-                totals[name] = totals.get(name, 0.0) + float(value) / len(self.validation)
-            if index < 3:
-                panels = [infrared, visible, fused]
-                if gates:
-                    panels.append(mean_gate(gates, tuple(fused.shape[-2:])))
-                writer.add_image(f"validation/{pair.stem}", torch.cat([p[0] for p in panels], dim=-1), self.step)
-        for name, value in totals.items():
-            writer.add_scalar(f"validation/{name}", value, self.step)
-        writer.add_scalar("validation/loss", sum(totals.values()), self.step)
+        validate(
+            self.validation, self._learner.forward, self._learner.objective, writer, step=self.step, device=self.device
+        )
+
+    def _describe(self, throughput: Throughput) -> dict:
+        return {
+            **throughput.figures(),
+            "measured_steps": throughput.steps,
+            "batch": self.config.data.batch,
+            "patch": self.config.data.patch,
+            "processes": self.world.size,
+            "hardware": hardware_name(self.device),
+            "threads": torch.get_num_threads(),
+            "precision": self.config.precision,
+        }
 
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
     def save_checkpoint(self) -> Path:
-        """Writes ``checkpoints/step_NNNNNN`` aside and moves it into place, so that a kill leaves the one before whole."""
-        folder = self.out / "checkpoints"
-        folder.mkdir(parents=True, exist_ok=True)
-        for stale in folder.glob(".step_*"):
-            shutil.rmtree(stale)
-        aside = folder / f".step_{self.step:06d}"
-        aside.mkdir()
-        save_file({k: v.detach().cpu().contiguous() for k, v in self.network.state_dict().items()}, aside / "weights.safetensors")
-        save_file(self._optimizer_tensors(), aside / "optimizer.safetensors")
-        (aside / "state.json").write_text(json.dumps({"step": self.step}) + "\n")
-        target = folder / f"step_{self.step:06d}"
-        if target.exists():
-            shutil.rmtree(target)
-        os.replace(aside, target)
-        for old in sorted(folder.glob("step_*"))[:-_KEPT_CHECKPOINTS]:
-            shutil.rmtree(old)
-        return target
+        """Writes the state of the run; see :mod:`isfl_ros.training.checkpoints`."""
+        learner = self._learner
+        state = {
+            "step": self.step,
+            "processes": self.world.size,
+            "scaler": learner.scaler.state_dict(),
+            "teacher": self._teacher_digest(),
+        }
+        checkpoint = Checkpoint(
+            checkpoints.tensors_of(self.network), checkpoints.moments_of(self.network, learner.optimizer), state
+        )
+        return checkpoints.write_checkpoint(self.out / checkpoints.CHECKPOINTS, checkpoint)
 
     def load_newest_checkpoint(self) -> None:
-        """Continues from the newest checkpoint; a folder without one starts at step 0, and says so."""
-        found = sorted((self.out / "checkpoints").glob("step_*"))
-        if not found:
+        """Continues from the newest checkpoint; a folder without one starts at step 0, and says so.
+
+        Raises:
+            InputError: the checkpoint is damaged, of another network or of another teacher.
+        """
+        found = self.world.from_main(lambda: checkpoints.read_newest_checkpoint(self.out / checkpoints.CHECKPOINTS))
+        if found is None:
             _log.info("no checkpoint in %s: starting at step 0", self.out)
             return
-        newest = found[-1]
-        try:
-            self._load_checkpoint(newest)
-        except (OSError, SafetensorError, KeyError) as error:
-            raise InputError(f"{newest} is damaged", got=str(error), do="remove it to continue from the one before") from error
-        _log.info("continuing from %s", newest)
-
-    def _load_checkpoint(self, newest: Path) -> None:
-        weights = load_file(newest / "weights.safetensors", device=str(self.device))
-        check_tensors(weights, self.network.state_dict(), str(newest))
-        self.network.load_state_dict(weights)
-        moments = load_file(newest / "optimizer.safetensors", device=str(self.device))
-        for name, parameter in self.network.named_parameters():
-            # empty_like has the parameter's own strides: a channels-last weight keeps its order of summation.
-            self.optimizer.state[parameter] = {
-                "step": moments[f"{name}.step"].cpu(),
-                "exp_avg": torch.empty_like(parameter, requires_grad=False).copy_(moments[f"{name}.exp_avg"]),
-                "exp_avg_sq": torch.empty_like(parameter, requires_grad=False).copy_(moments[f"{name}.exp_avg_sq"]),
-            }
-        self.step = _read_json(newest / "state.json")["step"]
-
-    def _optimizer_tensors(self) -> dict[str, Tensor]:
-        tensors = {}
-        for name, parameter in self.network.named_parameters():
-            for key, value in self.optimizer.state[parameter].items():
-                tensors[f"{name}.{key}"] = value.detach().cpu().contiguous().clone()
-        return tensors
-
-    def _check_run_folder(self) -> None:
-        path = self.out / "config.json"
-        ours = json.loads(json.dumps(dataclasses.asdict(self.config)))
-        if path.exists() and _read_json(path) != ours:
+        path, checkpoint = found
+        learner, state = self._learner, checkpoint.state
+        if state.get("teacher") != self._teacher_digest():
             raise InputError(
-                f"{self.out} holds a run of another configuration", do="choose another --out or remove the folder"
+                f"{path} has learnt from another teacher",
+                expected=f"weights of the digest {state.get('teacher')}",
+                got=str(self._teacher_digest()),
+                do="give back the teacher that it had, or start a new run",
+            )
+        check_tensors(checkpoint.weights, self.network.state_dict(), str(path))
+        self.network.load_state_dict(checkpoint.weights)
+        checkpoints.restore_moments(self.network, learner.optimizer, checkpoint.moments)
+        if learner.scaler.is_enabled():
+            learner.scaler.load_state_dict(state["scaler"])
+        self.step = checkpoint.step
+        if not self.world.is_main:
+            return
+        _log.info("continuing from %s", path)
+        if "format_version" not in state:
+            _log.warning("%s was written by an older version: terms of the objective may have changed since", path)
+        if state.get("processes", 1) != self.world.size:
+            _log.warning(
+                "%s was written by %d processes, %d continue: the same samples, summed in another order",
+                path, state.get("processes", 1), self.world.size,
             )
 
+    def _teacher_digest(self) -> str | None:
+        return self._learner.teacher.digest if self._learner.teacher else None
 
-def learning_rate(config: TrainingConfig, step: int) -> float:
-    """Learning rate of a step (counted from 0)."""
-    optimizer = config.optimizer
-    rate = optimizer.lr
-    if optimizer.schedule == "cosine":
-        progress = step / max(1, config.steps - 1)
-        rate = optimizer.least_lr + 0.5 * (optimizer.lr - optimizer.least_lr) * (1.0 + math.cos(math.pi * progress))
-    if step < optimizer.warmup_steps:
-        rate *= (step + 1) / optimizer.warmup_steps
-    return rate
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path} is damaged", got=str(error), do="remove the folder it is in") from error
-
-
-def _load_sets(specs: tuple[str, ...], root: str | Path, what: str, limit: int | None) -> list[LoadedPair]:
-    pairs = [pair for spec in specs for pair in select_pairs(spec, root=root)[:limit]]
-    return load_pairs(pairs, what) if pairs else []
+    def _load_pairs(self, root: str | Path, cache: str | Path | None) -> tuple[list[LoadedPair], list[LoadedPair]]:
+        """Training and validation pairs; the latter in the process that validates."""
+        data = self.config.data
+        store = PictureCache(cache) if cache is not None else None
+        loaded = []
+        for specs, what, limit in (
+            (data.sets, "training pairs", None),
+            (data.validation if self.world.is_main else (), "validation pairs", data.validation_pairs),
+        ):
+            pairs = [pair for spec in specs for pair in select_pairs(spec, root=root)[:limit]]
+            quiet = not self.world.is_main
+            if store is not None:
+                loaded.append(store.load(pairs, what, quiet=quiet))
+            else:
+                loaded.append(list(decode_pairs(pairs, what, quiet=quiet)))
+        return loaded[0], loaded[1]
 
 
-def _channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
-
-
-@contextlib.contextmanager
-def _statistics(network: nn.Module, move: bool) -> Iterator[None]:
-    """Lets a pass move the running statistics of BatchNorm, or not; its own batch statistics normalise it either way."""
-    if move:
-        yield
-        return
-    norms = [(m, m.momentum) for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
-    for module, _ in norms:
-        module.momentum = 0.0
-    try:
-        yield
-    finally:
-        for module, momentum in norms:
-            module.momentum = momentum
+def _parts(slots: range, count: int) -> list[range]:
+    if len(slots) % count:
+        raise InputError(
+            f"a process's batch of {len(slots)} cannot be cut into {count} parts",
+            expected="a multiple of accumulate",
+            got=f"accumulate {count}",
+            do="change data.batch or accumulate",
+        )
+    side = len(slots) // count
+    return [slots[start : start + side] for start in range(0, len(slots), side)]

@@ -6,7 +6,7 @@ Pictures are (B, 1, H, W) float32 in [0, 1]; norms are means over pixels, so tha
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,17 @@ _OPERATORS = {
 }
 # Surroundings against which a hot target must stand out: a window of 41 px holds a pedestrian at 20 m and its background.
 _SURROUNDINGS = 41
+# What counts as near the edge of a mask, in pixels, and how much more it weighs.
+_NEAR_EDGE = 12
+_EDGE_WEIGHT = 7.0
+# Window in which the detail term compares mean gradients, and what keeps the root differentiable: a quarter of a grey level a pixel.
+_DETAIL_WINDOW = 11
+_SMOOTH = 0.25 / 255.0
+# Smallest part of a labelled person that is looked at (a patch may cut the rest off), ring around it, and contrast below which
+# neither source shows the person: as in the person contrast of the evaluation, but for the area and the square ring.
+_PERSON_AREA = 40
+_PERSON_RING = 10
+_PERSON_CONTRAST = 10.0 / 255.0
 # Thermal contrast against the surroundings that counts as fully salient: 20 grey levels.
 _TARGET_CONTRAST = 20.0 / 255.0
 
@@ -61,6 +72,7 @@ class Objective:
         variants: dict[str, tuple[Masks, Output]],
         *,
         variant_weight: float = 1.0,
+        people: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Weighted terms.
 
@@ -69,9 +81,14 @@ class Objective:
             original: pass on that pair.
             variants: intervention name -> its masks and pass.
             variant_weight: factor on terms of the interventions (inverse of the part of them that was drawn).
+            people: (B, 1, H, W) integer numbers of labelled persons, 0 elsewhere; None: no labels.
+
+        Every term is a mean over the samples of the batch: parts of it can be computed apart and averaged.
         """
         config = self.config
         out = self.fusion_terms(original.fused, visible, infrared)
+        if config.people and people is not None:
+            out["people"] = config.people * people_contrast(original.fused, visible, infrared, people)
         if config.alpha:
             consistency = self._consistency(original, variants) * variant_weight
             out["consistency"] = config.alpha * consistency
@@ -83,6 +100,8 @@ class Objective:
             out["necessity"] = config.beta * variant_weight * self._necessity(original, variants)
         if config.fidelity:
             out["fidelity"] = config.fidelity * variant_weight * self._fidelity(visible, infrared, variants)
+        if config.undisturbed:
+            out["undisturbed"] = config.undisturbed * variant_weight * self._undisturbed(original, variants)
         return out
 
     def fusion_terms(self, fused: Tensor, visible: Tensor, infrared: Tensor) -> dict[str, Tensor]:
@@ -93,6 +112,10 @@ class Objective:
             out["intensity"] = config.intensity * (_l1(fused - visible) + _l1(fused - infrared))
         if config.structure:
             out["structure"] = config.structure * self._structure(fused, visible, infrared)
+        if config.detail:
+            out["detail"] = config.detail * self._detail(fused, visible, infrared)
+        if config.overshoot:
+            out["overshoot"] = config.overshoot * overshoot(fused, visible, infrared)
         if config.ssim:
             out["ssim"] = config.ssim * (2.0 - ssim(fused, visible).mean() - ssim(fused, infrared).mean())
         if config.target:
@@ -107,20 +130,43 @@ class Objective:
         for scale in range(self.config.structure_scales):
             if scale:
                 fused, visible, infrared = (F.avg_pool2d(x, 2) for x in (fused, visible, infrared))
-            total = total + self._structure_at_one_scale(fused, visible, infrared)
+            gain = self.config.structure_gain if scale < self.config.structure_gain_scales else 1.0
+            weight = self.config.structure_decay**scale
+            total = total + weight * self._structure_at_one_scale(fused, visible, infrared, gain)
         return total / self.config.structure_scales
 
-    def _structure_at_one_scale(self, fused: Tensor, visible: Tensor, infrared: Tensor) -> Tensor:
+    def _structure_at_one_scale(self, fused: Tensor, visible: Tensor, infrared: Tensor, gain: float) -> Tensor:
         d_fused, d_visible, d_infrared = (derivative(x, self.config.structure_operator) for x in (fused, visible, infrared))
         reading = self.config.structure_reading
         if reading == "signed_max":
             wanted = torch.maximum(d_visible, d_infrared)
         elif reading == "absolute":
             d_fused, wanted = d_fused.abs(), torch.maximum(d_visible.abs(), d_infrared.abs())
-        else:  # both components of a gradient come from one picture, or its direction would belong to neither
-            stronger = (d_visible**2).sum(1, keepdim=True) >= (d_infrared**2).sum(1, keepdim=True)
+        else:  # both components of a gradient share one weight, or its direction would belong to neither picture
+            e_visible, e_infrared = ((x**2).sum(1, keepdim=True) for x in (d_visible, d_infrared))
+            stronger = e_visible >= e_infrared
             wanted = torch.where(stronger, d_visible, d_infrared)
-        return _l1(d_fused - self.config.structure_gain * wanted) * d_fused.shape[1]
+            if self.config.structure_gain_conflict and gain != 1.0:
+                conflict = edge_conflict(wanted, torch.where(stronger, d_infrared, d_visible))
+                gain = gain + (self.config.structure_gain_conflict - gain) * conflict
+            if reading == "weighted":
+                e_visible, e_infrared = (_box_mean(x, 2) for x in (e_visible, e_infrared))
+                share = e_visible / (e_visible + e_infrared).clamp(min=1e-8)
+                wanted = torch.lerp(d_infrared, d_visible, share)
+        return _l1(d_fused - gain * wanted) * d_fused.shape[1]
+
+    def _detail(self, fused: Tensor, visible: Tensor, infrared: Tensor) -> Tensor:
+        """Difference of the mean gradient magnitude around each pixel to the one asked for.
+
+        The structure term alone leaves a network too soft: where it is unsure of an edge, the smallest expected difference
+        is that of a weaker one. A mean magnitude has no phase to be unsure of.
+        """
+        s_fused, s_visible, s_infrared = (
+            ((derivative(x, "sobel") ** 2).sum(1, keepdim=True) + _SMOOTH**2).sqrt() for x in (fused, visible, infrared)
+        )
+        strong, weak = torch.maximum(s_visible, s_infrared), torch.minimum(s_visible, s_infrared)
+        wanted = self.config.detail_keep * strong - self.config.detail_yield * weak
+        return _l1(_box_mean(s_fused - wanted, _DETAIL_WINDOW // 2))
 
     def _consistency(self, original: Output, variants: dict[str, tuple[Masks, Output]]) -> Tensor:
         """First term of equation 11: differences to the masked passes, where the gates select."""
@@ -170,14 +216,32 @@ class Objective:
         for name in ("drop_infrared", "drop_visible"):
             if name not in variants:
                 continue
-            difference = _l1(original.fused - variants[name][1].fused)
+            difference = (original.fused - variants[name][1].fused).abs().mean(dim=(1, 2, 3))
             if self.config.necessity == "contrast":
                 difference = F.relu(self.config.necessity_margin - difference)
-            total = total + difference
+            total = total + difference.mean()
+        return total
+
+    def _undisturbed(self, original: Output, variants: dict[str, tuple[Masks, Output]]) -> Tensor:
+        """Mean |F under a mask - F| over the pixels of a sample where both modalities are valid, summed over the passes.
+
+        The original picture is what is right there and gets no gradient. Pixels near the edge of a mask weigh more: they are
+        few, and a line along the edge is what one sees.
+        """
+        total = original.fused.new_zeros(())
+        for name in ("complementary", "identical"):
+            if name not in variants:
+                continue
+            masks, output = variants[name]
+            both = (masks.visible & masks.infrared).to(original.fused.dtype)
+            near = F.max_pool2d(1.0 - both, 2 * _NEAR_EDGE + 1, stride=1, padding=_NEAR_EDGE)
+            weight = both * (1.0 + _EDGE_WEIGHT * near)
+            error = ((output.fused - original.fused.detach()).abs() * weight).sum(dim=(1, 2, 3))
+            total = total + (error / weight.sum(dim=(1, 2, 3)).clamp(min=1)).mean()
         return total
 
     def _fidelity(self, visible: Tensor, infrared: Tensor, variants: dict[str, tuple[Masks, Output]]) -> Tensor:
-        """Mean |F - surviving modality| over the pixels where exactly one is valid, summed over the passes."""
+        """Mean |F - surviving modality| over the pixels of a sample where exactly one is valid, summed over the passes."""
         total = visible.new_zeros(())
         for name in VARIANTS:
             if name not in variants:
@@ -185,15 +249,41 @@ class Objective:
             masks, output = variants[name]
             single = masks.visible ^ masks.infrared
             survivor = torch.where(masks.visible, visible, infrared)
-            # Per pass, so that a small hole weighs as much a pixel as a whole missing picture.
-            total = total + ((output.fused - survivor).abs() * single).sum() / single.sum().clamp(min=1)
+            # Per sample and pass, so that a small hole weighs as much as a whole missing picture.
+            error = ((output.fused - survivor).abs() * single).sum(dim=(1, 2, 3))
+            total = total + (error / single.sum(dim=(1, 2, 3)).clamp(min=1)).mean()
         return total
 
 
 def derivative(picture: Tensor, operator: str) -> Tensor:
     """A named derivative with replicated borders: (B, 1, H, W) to (B, 1 or 2, H, W)."""
-    kernel = torch.tensor(_OPERATORS[operator], dtype=picture.dtype, device=picture.device)[:, None]
-    return F.conv2d(F.pad(picture, (1, 1, 1, 1), mode="replicate"), kernel)
+    return F.conv2d(F.pad(picture, (1, 1, 1, 1), mode="replicate"), _kernel(operator, picture.dtype, picture.device))
+
+
+@lru_cache
+def _kernel(operator: str, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Made once: a copy to the device at every call would make the host wait for it."""
+    return torch.tensor(_OPERATORS[operator], dtype=dtype, device=device)[:, None]
+
+
+def edge_conflict(strong: Tensor, weak: Tensor) -> Tensor:
+    """How much two gradients (B, 2, H, W), the second nowhere the stronger, disagree: (B, 1, H, W) in [0, 1].
+
+    0 where the weaker is no edge (below one grey level a pixel) or runs along the stronger at half its strength or more;
+    1 where it is one (two grey levels and more) that the stronger would bury.
+    """
+    along = (strong * weak).sum(1, keepdim=True).abs() / (strong**2).sum(1, keepdim=True).clamp(min=1e-8)
+    edge = (255.0 * (weak**2).sum(1, keepdim=True).sqrt() - 1.0).clamp(0.0, 1.0)
+    return edge * (1.0 - 2.0 * along).clamp(0.0, 1.0)
+
+
+def overshoot(fused: Tensor, visible: Tensor, infrared: Tensor) -> Tensor:
+    """Mean gradient magnitude above the stronger source's where the two conflict (:func:`edge_conflict`): false edges, Nabf."""
+    d_fused, d_visible, d_infrared = (derivative(x, "sobel") for x in (fused, visible, infrared))
+    stronger = (d_visible**2).sum(1, keepdim=True) >= (d_infrared**2).sum(1, keepdim=True)
+    strong, weak = torch.where(stronger, d_visible, d_infrared), torch.where(stronger, d_infrared, d_visible)
+    s_fused, s_strong = (((x**2).sum(1, keepdim=True) + _SMOOTH**2).sqrt() for x in (d_fused, strong))
+    return (edge_conflict(strong, weak) * F.relu(s_fused - s_strong)).mean()
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
@@ -227,6 +317,39 @@ def hot_target(fused: Tensor, infrared: Tensor) -> Tensor:
     saliency = (contrast_infrared / _TARGET_CONTRAST - 0.5).clamp(0.0, 1.0)
     near = F.max_pool2d(saliency, 2 * (radius // 4) + 1, stride=1, padding=radius // 4)
     return ((contrast_fused - contrast_infrared).abs() * near).mean()
+
+
+def people_contrast(fused: Tensor, visible: Tensor, infrared: Tensor, people: Tensor) -> Tensor:
+    """Loss of the contrast of labelled persons: sum over the persons of the batch, over its size.
+
+    Contrast is mean inside minus mean of the ring outside (a square one, where the evaluation has a disk). A person costs the part of the
+    better source's contrast that is missing in the fused picture, with its sign: 0 where nothing is lost, 1 where the
+    person is gone, 2 where it has turned from bright to dark.
+
+    Args:
+        fused, visible, infrared: (B, 1, H, W) in [0, 1].
+        people: (B, 1, H, W) integers, 0 where nobody is, else a number for each person of the sample.
+    """
+    total = fused.new_zeros(())
+    for sample in torch.nonzero(people.flatten(1).any(dim=1)).flatten().tolist():
+        numbers, areas = torch.unique(people[sample], return_counts=True)
+        for number in numbers[(numbers > 0) & (areas >= _PERSON_AREA)]:
+            inside = people[sample] == number
+            near = F.max_pool2d(inside.to(fused.dtype), 2 * _PERSON_RING + 1, stride=1, padding=_PERSON_RING) > 0
+            ring = near & (people[sample] == 0)
+            if not ring.any():
+                continue
+            contrasts = [x[sample][inside].mean() - x[sample][ring].mean() for x in (fused, visible, infrared)]
+            wanted = max(contrasts[1:], key=abs)
+            if abs(wanted) >= _PERSON_CONTRAST:
+                total = total + F.relu(1.0 - contrasts[0] / wanted)
+    return total / fused.shape[0]
+
+
+def distillation(student: Tensor, teacher: Tensor) -> Tensor:
+    """Difference of two fused pictures (B, 1, H, W): mean absolute value, and that of the gradient, which carries detail."""
+    difference = student - teacher
+    return _l1(difference) + 4.0 * _l1(derivative(difference, "sobel"))
 
 
 def gate_entropy(gate: Tensor, kind: str) -> Tensor:

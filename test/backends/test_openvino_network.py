@@ -16,7 +16,7 @@ from isfl_ros.errors import InputError
 from isfl_ros.network.checkpoint import load_model
 from isfl_ros.network.config import IsflConfig
 from isfl_ros.network.model import IsflNet, for_inference, mean_gate
-from isfl_ros.network.plain import plain_forward
+from isfl_ros.network.plain import plain_forward, shape_of
 from isfl_ros.resources import resolve_model
 
 from isfl_ros.backends.choice import openvino_is_installed
@@ -46,12 +46,26 @@ def pair(size):
 @pytest.mark.parametrize("size", [(32, 32), (33, 47), (64, 80), (101, 147), (120, 161), (240, 320)], ids=str)
 def test_equals_the_plain_formulation(shipped, compiled, size):
     visible, infrared = pair(size)
-    wanted, gates = plain_forward(shipped.state_dict(), *(torch.from_numpy(x)[None, None] for x in (visible, infrared)))
+    pictures = (torch.from_numpy(x)[None, None] for x in (visible, infrared))
+    wanted, gates = plain_forward(shipped.state_dict(), *pictures, **shape_of(shipped.config))
     fused, gate = compiled(visible, infrared, True)
     assert fused.shape == size and fused.dtype == np.float32
     np.testing.assert_allclose(fused, wanted[0, 0].detach().numpy(), atol=1e-5)
     np.testing.assert_allclose(gate, mean_gate(gates, size)[0, 0].detach().numpy(), atol=1e-5)
     assert compiled(visible, infrared, False)[1] is None
+
+
+def test_networks_that_differ_in_no_tensor_have_their_own_graph():
+    torch.manual_seed(0)
+    first = IsflNet(IsflConfig(width=8, head="affine", reduction=2, grid=4)).eval()
+    second = IsflNet(IsflConfig(width=8, head="affine", reduction=4, grid=8)).eval()
+    second.load_state_dict(first.state_dict())
+    visible, infrared = pair((67, 90))
+    pictures = [torch.from_numpy(x)[None, None] for x in (visible, infrared)]
+    for network in (first, second):
+        wanted, _ = plain_forward(network.state_dict(), *pictures, **shape_of(network.config))
+        fused, _ = OpenVinoNetwork(for_inference(network), precision="fp32", threads=1)(visible, infrared, False)
+        np.testing.assert_allclose(fused, wanted[0, 0].detach().numpy(), atol=1e-5)
 
 
 def test_authors_golden_values(reference_values):
@@ -119,11 +133,22 @@ def test_bfloat16(shipped):
         with pytest.raises(InputError, match="no bfloat16"):
             OpenVinoNetwork(for_inference(shipped), precision="bf16", threads=2)
         return
+    torch.manual_seed(0)
+    network = for_inference(IsflNet(IsflConfig()).eval())
     visible, infrared = pair((96, 128))
-    rough = OpenVinoNetwork(for_inference(shipped), precision="bf16", threads=2)(visible, infrared, False)[0]
+    rough = OpenVinoNetwork(network, precision="bf16", threads=2)(visible, infrared, False)[0]
     with torch.inference_mode():
-        exact = for_inference(shipped)(*(torch.from_numpy(x)[None, None] for x in (visible, infrared)))[0, 0].numpy()
-    assert 1e-5 < np.abs(rough - exact).max() <= 4 / 255
+        exact = network(*(torch.from_numpy(x)[None, None] for x in (visible, infrared)))[0, 0].numpy()
+    assert 1e-6 < np.abs(rough - exact).max() <= 4 / 255
+
+
+def test_bfloat16_that_is_too_rough_is_refused(shipped, monkeypatch):
+    core = openvino_network.openvino.Core()
+    if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("this CPU has no bfloat16 arithmetic")
+    monkeypatch.setitem(openvino_network._TOLERANCE, "bf16", 1e-7)
+    with pytest.raises(InputError, match="does not compute what torch computes.*choose implementation folded"):
+        OpenVinoNetwork(for_inference(shipped), precision="bf16", threads=2)
 
 
 def test_nothing_is_reported_over_the_network(tmp_path):

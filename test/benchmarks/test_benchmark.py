@@ -25,7 +25,7 @@ from isfl_ros.benchmarks.timing import Timing, host_clock, take_turns, wall_cloc
 from isfl_ros.cli.main import main
 from isfl_ros.errors import InputError
 from isfl_ros.network.checkpoint import ModelInfo, load_model, save_model
-from isfl_ros.network.config import IsflConfig
+from isfl_ros.network.config import ARCHITECTURES, IsflConfig
 from isfl_ros.network.model import IsflNet, for_inference
 from isfl_ros.network.plain import plain_forward
 from isfl_ros.ops.pooled_cross_attention.folded import whole_frame
@@ -98,8 +98,11 @@ def counted(call) -> int:
         SMALL,
         IsflConfig(siamese=True, scales=2, refine=False, head_kernel=1, gate_width=0, decoder_order="conv_then_add"),
         IsflConfig(cfi=False),
+        ARCHITECTURES["isfl"],
+        ARCHITECTURES["isfl-edge"],
+        ARCHITECTURES["isfl-paper"],
     ],
-    ids=["isfl", "small", "other", "without CFI"],
+    ids=["release", "small", "other", "without CFI", "isfl", "edge", "paper"],
 )
 def test_operations_of_the_network_are_those_that_torch_counts(config, size):
     network = for_inference(IsflNet(config), implementation="folded")
@@ -137,7 +140,9 @@ def test_bytes_of_the_network_by_hand():
     assert cost.network(config, 10, 12, 4).bytes == 4 * (n * maps + weights)
 
 
-@pytest.mark.parametrize("config", [IsflConfig(), SMALL, IsflConfig(siamese=True, gate_width=0, scales=2)], ids=str)
+@pytest.mark.parametrize(
+    "config", [*ARCHITECTURES.values(), SMALL, IsflConfig(siamese=True, gate_width=0, scales=2)], ids=str
+)
 def test_weights_are_counted_but_for_biases_and_norms(config):
     matrices = sum(p.numel() for p in IsflNet(config).parameters() if p.dim() > 1)
     assert cost._parameters(config) == matrices

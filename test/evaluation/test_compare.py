@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from isfl_ros.errors import InputError
-from isfl_ros.evaluation.compare import HEADLINE, PERSON, BootstrapConfig, bootstrap_interval, summarize
+from isfl_ros.evaluation import tables
+from isfl_ros.evaluation.bootstrap import BootstrapConfig, bootstrap_interval
+from isfl_ros.evaluation.compare import HEADLINE, PERSON, summarize
 from isfl_ros.evaluation.metrics import METRICS
 from isfl_ros.evaluation.scoring import Scores
 from isfl_ros.evaluation.sets import LeftOut, PairSet
@@ -75,7 +77,7 @@ def _pair_set(stems, left_out=(), label=None):
     return PairSet(name="s", spec="s", pairs=pairs, left_out=items)
 
 
-def _summary(values, people=(), *, stems="abcd", **options):
+def _summary(values, people=(), *, stems="abcd", references=("theirs",), **options):
     """`values`: method -> metric -> one value a pair; metrics that are not named are 1 everywhere."""
     images = [
         {"method": method, "set": "s", "stem": stem} | {m: metrics.get(m, [1.0] * len(stems))[k] for m in METRICS}
@@ -85,7 +87,7 @@ def _summary(values, people=(), *, stems="abcd", **options):
     rows = [dict(zip(("method", "set", "stem", "person", "contrast"), row)) for row in people]
     pair_set = _pair_set(stems, label="label.png" if people else None, **options)
     bootstrap = BootstrapConfig(resamples=200)
-    return summarize(Scores(images, rows), [pair_set], list(values), reference="theirs", bootstrap=bootstrap)["s"]
+    return summarize(Scores(images, rows), [pair_set], list(values), references=references, bootstrap=bootstrap)["s"]
 
 
 def test_wins_by_direction():
@@ -95,29 +97,55 @@ def test_wins_by_direction():
             "ours": {"AG": [2, 2, 4, 3], "Nabf": [2, 2, 4, 3], "EN": [2, 2, 4, 3]},
         }
     )
-    assert list(summary.differences) == ["ours"]
-    found = summary.differences["ours"]
+    assert list(summary.differences) == ["theirs"] and list(summary.differences["theirs"]) == ["ours"]
+    found = summary.differences["theirs"]["ours"]
     assert (found["AG"].wins, found["AG"].losses, found["AG"].ties) == (2, 1, 1)
     assert (found["Nabf"].wins, found["Nabf"].losses, found["Nabf"].ties) == (1, 2, 1)  # down is better
     assert (found["EN"].wins, found["EN"].losses, found["EN"].ties) == (None, None, None)
     assert found["AG"].mean == found["Nabf"].mean == 0.25
     assert (found["SF"].mean, found["SF"].low, found["SF"].high, found["SF"].clear) == (0, 0, 0, False)
-    assert summary.better_on("ours") == ["AG"] and set(HEADLINE) < set(METRICS)
+    verdict = summary.verdict("ours", "theirs")
+    assert verdict.better_on == ["AG"] and verdict.lost == [m for m in HEADLINE if m != "AG"]
+    assert not verdict.nabf_not_worse and set(HEADLINE) < set(METRICS)
+
+
+def test_every_reference_has_its_own_comparison():
+    summary = _summary(
+        {"theirs": {"AG": [1] * 4, "Nabf": [2] * 4}, "free": {"AG": [5] * 4, "Nabf": [1] * 4}, "ours": {"AG": [3] * 4}},
+        references=("theirs", "free"),
+    )
+    assert {reference: list(methods) for reference, methods in summary.differences.items()} == {
+        "theirs": ["free", "ours"], "free": ["theirs", "ours"]
+    }
+    assert summary.differences["theirs"]["ours"]["AG"].mean == 2
+    assert summary.differences["free"]["ours"]["AG"].mean == -2
+    won, lost = summary.verdict("ours", "theirs"), summary.verdict("ours", "free")
+    assert won.better_on == ["AG"] and won.nabf_not_worse
+    assert lost.better_on == [] and lost.nabf_not_worse  # equal is not worse
+    found = summary.as_dict()["verdicts"]["free"]["theirs"]
+    assert found == {"better_on": [], "lost": list(HEADLINE), "nabf_not_worse": False}
+    assert tables.verdict_lines(summary) == [
+        ("free against theirs", "better mean on 1 of 8 (not SF, PSNR, CC, Qabf, MI, VIF, SSIM), Nabf not worse (-1)"),
+        ("ours against theirs", "better mean on 1 of 8 (not SF, PSNR, CC, Qabf, MI, VIF, SSIM), Nabf not worse (-1)"),
+        ("theirs against free", f"better mean on 0 of 8 (not {', '.join(HEADLINE)}), Nabf worse (+1)"),
+        ("ours against free", f"better mean on 0 of 8 (not {', '.join(HEADLINE)}), Nabf not worse (+0)"),
+    ]
 
 
 def test_clear_only_where_the_interval_leaves_out_zero():
     summary = _summary({"theirs": {"AG": [0] * 4, "SF": [0] * 4}, "ours": {"AG": [1, 2, 3, 1], "SF": [-9, 2, 3, 8]}})
-    assert summary.differences["ours"]["AG"].clear and not summary.differences["ours"]["SF"].clear
+    found = summary.differences["theirs"]["ours"]
+    assert found["AG"].clear and not found["SF"].clear
 
 
 def test_infinite_and_single_values_have_no_interval():
     inf = float("inf")
     summary = _summary({"theirs": {"PSNR": [inf, 9, 9, 9]}, "ours": {"PSNR": [inf, 9, inf, 9], "AG": [2, 2, 2, 2]}})
-    psnr = summary.differences["ours"]["PSNR"]
+    psnr = summary.differences["theirs"]["ours"]["PSNR"]
     assert (psnr.mean, psnr.low, psnr.high) == (inf, None, None)
     assert (psnr.wins, psnr.losses, psnr.ties) == (1, 0, 3) and not psnr.clear
-    assert summary.differences["ours"]["AG"].low == 1  # the others are not spoilt
-    one = _summary({"theirs": {}, "ours": {"AG": [5]}}, stems="a").differences["ours"]["AG"]
+    assert summary.differences["theirs"]["ours"]["AG"].low == 1  # the others are not spoilt
+    one = _summary({"theirs": {}, "ours": {"AG": [5]}}, stems="a").differences["theirs"]["ours"]["AG"]
     assert (one.mean, one.low, one.high, one.wins) == (4, None, None, 1)
 
 
@@ -127,7 +155,7 @@ def test_people_are_compared_one_by_one():
         ("ours", "s", "a", 1, 0.6), ("ours", "s", "a", 2, 0.9), ("ours", "s", "c", 1, 0.3),
     ]
     summary = _summary({"theirs": {}, "ours": {}}, people)
-    person = summary.differences["ours"][PERSON]
+    person = summary.differences["theirs"]["ours"][PERSON]
     assert person.mean == pytest.approx((0.1 + 0.2 - 0.6) / 3)
     assert (person.wins, person.losses, person.ties) == (2, 1, 0)
     # Pictures are drawn whole: the ends are picture a alone and picture c alone.

@@ -111,10 +111,13 @@ def test_tables_hold_what_was_kept(pairs, tmp_path, capsys):
 
 
 def test_processes_change_nothing(pairs, tmp_path):
-    baselines = ("--baseline", "average", "laplacian", "--no-html", "--resamples", 50)
+    for stem, picture in zip("xyz", np.random.default_rng(7).integers(0, 256, (3, 48, 64), dtype=np.uint8)):
+        for modality in ("ir", "vi"):
+            write_png(tmp_path / "drive" / modality / f"{stem}.png", picture)
+    words = ("--baseline", "average", "laplacian", "--sequence", "drive", "--no-html", "--resamples", 50)
     for jobs in (1, 2):
-        _evaluate("--data", pairs, *baselines, "--out", tmp_path / f"jobs{jobs}", "--jobs", jobs)
-    for name in ("per_image.csv", "per_person.csv", "sheet_night.png"):
+        _evaluate("--data", pairs, tmp_path / "drive", *words, "--out", tmp_path / f"jobs{jobs}", "--jobs", jobs)
+    for name in ("per_image.csv", "per_person.csv", "flicker.csv", "sheet_night.png"):
         assert (tmp_path / "jobs1" / name).read_bytes() == (tmp_path / "jobs2" / name).read_bytes()
     one, two = (json.loads((tmp_path / f"jobs{jobs}" / "summary.json").read_text())["sets"] for jobs in (1, 2))
     assert one == two
@@ -155,7 +158,7 @@ def test_models_run_through_the_pipeline(tiny_model, tmp_path):
     assert "person_median" not in text
     (row,) = [line for line in text.splitlines() if line.startswith("| tiny |")]
     assert f"| {cost['parameters']:,} | {cost['macs'] / 1e9:.2f} | {cost['latency_ms']:.1f} |" in row
-    same = summary["sets"]["deep"]["differences"]
+    same = summary["sets"]["deep"]["differences"]["laplacian"]
     assert same["tiny"] == same["again"]  # against laplacian, the default reference, the same draws
 
 
@@ -504,6 +507,9 @@ def test_kept_predictions_that_do_not_fit_are_named(pairs, tmp_path):
         (["--jobs", "0"], "at least 1"),
         (["--labels"], "night: c has no label picture; got 1 without label"),
         (["--reference", "mean"], "--reference is no row of the table; expected one of average"),
+        (["--reference", "average", "mean"], "--reference is no row of the table.*got 'mean'"),
+        (["--sequence", "drive"], "--sequence names no set; expected one of night; got 'drive'"),
+        (["--sequence", "night"], "night is no sequence: .*b.png has another size.*expected 61x47; got 48x64"),
         (["--resamples", "0"], "--resamples out of range"),
         (["--seed", "-1"], "--seed out of range"),
     ],
@@ -534,6 +540,51 @@ def test_best_value_is_bold_and_a_source_never_is():
     assert lines[4] == "| two | " + "2 | " * 12 + f"**2** | {nothing}"
 
 
+def test_several_references(pairs, tmp_path):
+    words = ("--data", pairs, "--baseline", "average", "maximum", "laplacian", "--out", tmp_path / "out")
+    _quick(*words, "--reference", "average", "--reference", "laplacian", "average")
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["references"] == ["average", "laplacian"]
+    entry = summary["sets"]["night"]
+    for reference, others in entry["differences"].items():
+        for method, found in others.items():
+            for metric in METRICS:
+                expected = entry["methods"][method][metric] - entry["methods"][reference][metric]
+                assert found[metric]["mean"] == pytest.approx(expected, abs=1e-9)
+    text = (tmp_path / "out" / "summary.md").read_text()
+    for reference in ("average", "laplacian"):
+        assert f"### night: differences to {reference}\n\n| minus {reference} |" in text
+        won = entry["verdicts"][reference]["maximum"]["better_on"]
+        assert f"- `maximum against {reference}`: better mean on {len(won)} of 8" in text
+
+
+def test_flicker_of_a_sequence(tmp_path):
+    random = np.random.default_rng(3)
+    scene = cv2.GaussianBlur(random.uniform(0, 255, (64, 80)), (0, 0), 2)
+    for t in range(4):
+        write_png(tmp_path / "drive" / "vi" / f"{t}.png", scene.astype(np.uint8))
+        write_png(tmp_path / "drive" / "ir" / f"{t}.png", (scene / 2).astype(np.uint8))
+        brightness = scene / 2 + 40 + 5 * (t % 2)
+        write_png(tmp_path / "theirs" / f"{t}.png", brightness.astype(np.uint8))
+    data = ("--data", tmp_path / "drive", "--images", f"theirs={tmp_path / 'theirs'}", "--baseline", "average")
+    _quick(*data, "--sequence", "drive", "--out", tmp_path / "out")
+    rows = _rows(tmp_path / "out" / "flicker.csv")
+    assert [(row["method"], row["stem"]) for row in rows] == [(m, t) for t in "123" for m in ("average", "theirs")]
+    found = json.loads((tmp_path / "out" / "summary.json").read_text())["sets"]["drive"]["flicker"]
+    assert (found["steps"], found["total"]) == (3, 3)
+    assert found["methods"]["theirs"]["flicker"] == pytest.approx(5, abs=0.1)
+    assert found["methods"]["average"]["flicker"] == pytest.approx(0, abs=1e-3)
+    lower_than = {method: of["lower_than"] for method, of in found["methods"].items()}
+    assert lower_than == {"average": {}, "theirs": {"average": 0}}
+    text = (tmp_path / "out" / "summary.md").read_text()
+    assert "| flicker over 3 of 3 steps | flicker ↓ | worst step ↓ | change | lower than average |" in text
+    assert "| theirs | 5.0" in text and "0 of 3 |" in text
+    (tmp_path / "drive" / "ir" / "1.png").write_bytes(b"")
+    _quick(*data, "--sequence", "drive", "--bad-pairs", "skip", "--out", tmp_path / "gap")
+    text = (tmp_path / "gap" / "summary.md").read_text()
+    assert "| flicker over 1 of 3 steps |" in text and "2 steps are not measured" in text
+
+
 def test_infinite_psnr_is_valid_json(tmp_path):
     picture = np.random.default_rng(2).integers(0, 256, (48, 48), dtype=np.uint8)
     for modality in ("ir", "vi"):
@@ -545,5 +596,5 @@ def test_infinite_psnr_is_valid_json(tmp_path):
 
     summary = json.loads((tmp_path / "out" / "summary.json").read_text(), parse_constant=refuse)
     assert summary["sets"]["same"]["methods"]["average"]["PSNR"] is None
-    assert summary["sets"]["same"]["differences"]["maximum"]["PSNR"]["mean"] == 0  # both infinite: a tie
+    assert summary["sets"]["same"]["differences"]["average"]["maximum"]["PSNR"]["mean"] == 0  # both infinite: a tie
     assert "| inf |" in (tmp_path / "out" / "summary.md").read_text().replace("**", "")

@@ -16,9 +16,11 @@ import pytest
 import torch
 
 from isfl_ros.cli import evaluate
+from isfl_ros import errors
 from isfl_ros.errors import InputError
-from isfl_ros.evaluation import methods, page, plots, sheets, tables
+from isfl_ros.evaluation import methods, page, sheets, tables
 from isfl_ros.evaluation.metrics import METRICS
+from isfl_ros.evaluation.missing import CASES, missing_path
 from isfl_ros.io.folders import read_thermal, write_png
 from isfl_ros.network.checkpoint import ModelInfo, save_model
 from isfl_ros.network.config import IsflConfig
@@ -94,7 +96,8 @@ def out(tmp_path_factory):
         for module in (methods, tables):
             patch.setattr(module, "COMPLEXITY_SIZE", (48, 64))
         words = ("--data", root / "night", "--model", f"<tiny>={root / 'tiny'}", "--out", root / "out")
-        _run(*words, "--resamples", 100, "--reference", "average", "--bad-pairs", "skip", "--jobs", 1)
+        words += ("--missing", "--missing-pairs", 2, "--sequence", "night")
+        _run(*words, "--resamples", 100, "--reference", "average", "maximum", "--bad-pairs", "skip", "--jobs", 1)
     return root / "out"
 
 
@@ -138,17 +141,27 @@ def test_pictures_are_the_kept_ones_without_loss(reader, out):
             assert title == f"{stem}, scale {scale}, {size}, mean {gate.mean() / 255:.2f}"
             corner = colour_gate(gate[:1, :1].astype(np.float32) / 255)[0, 0]
             np.testing.assert_array_equal(found[title][0, 0, ::-1], corner)
-    assert len(found) == len(STEMS) * (len(columns) + 1 + TINY.scales)
+    for modality, region in CASES:
+        kept = read_thermal(missing_path(out / "predictions", "<tiny>", "night", "a", modality, region))
+        expected = cv2.resize(kept, (320, round(320 * 47 / 61)), interpolation=cv2.INTER_AREA)
+        shown = found[f"a, <tiny>, no {modality}, {region}"]
+        assert np.abs(shown.astype(int) - expected[..., None]).max() == 0
+    assert len(found) == len(STEMS) * (len(columns) + 1 + TINY.scales) + 2 * len(CASES)
 
 
 def test_plots_are_svg_with_every_metric(reader):
     svgs = dict(_pictures(reader, "svg+xml"))
-    assert list(svgs) == ["differences on night", "spread on night", "person contrast on night"]
+    assert list(svgs) == [
+        f"{plot} on night"
+        for plot in ("differences to average", "differences to maximum", "spread", "person contrast", "flicker")
+    ]
     texts = {}
     for name, data in svgs.items():
         root = ElementTree.fromstring(data)
         texts[name] = {element.text for element in root.iter("{http://www.w3.org/2000/svg}text")}
-    assert set(METRICS) | {"person", "maximum", "laplacian"} <= texts["differences on night"]
+    assert set(METRICS) | {"person", "maximum", "laplacian"} <= texts["differences to average on night"]
+    assert set(METRICS) | {"person", "average", "laplacian"} <= texts["differences to maximum on night"]
+    assert {"average", "<tiny>", "step, from b & <b> to c"} <= texts["flicker on night"]
     assert set(METRICS) | {"infrared", "average"} <= texts["spread on night"]
     assert "3 people" in texts["person contrast on night"]
 
@@ -162,7 +175,7 @@ def test_the_tables_are_those_of_the_summary(reader, out):
         assert row[1][0] == f"{summary['methods'][row[0][0]]['AG']:.4g}"
     assert [cell for cell, _ in differences[0]] == ["minus average (3 of 4 pairs)", "maximum", "laplacian", "<tiny>"]
     nabf = next(row for row in differences if row[0][0].startswith("Nabf"))
-    entry = summary["differences"]["laplacian"]["Nabf"]
+    entry = summary["differences"]["average"]["laplacian"]["Nabf"]
     text = f"{entry['mean']:+.3g} [{entry['low']:+.3g}, {entry['high']:+.3g}] {entry['wins']}:{entry['losses']}"
     assert nabf[2] == [text, "worse"] and entry["low"] > 0  # noise: the pyramid makes edges that the mean has not
     with (out / "per_image.csv").open(newline="") as file:
@@ -185,6 +198,7 @@ def test_markdown_has_the_same_figures(reader, out):
 
 def test_the_same_scores_give_the_same_page(out, tmp_path):
     kept = ("--predictions", out / "predictions", "--data", out.parent / "night", "--bad-pairs", "skip")
+    kept += ("--missing", "--missing-pairs", 2, "--sequence", "night")
     pages = []
     for name in ("one", "two"):
         _run(*kept, "--resamples", 100, "--out", tmp_path / name, "--jobs", 1)
@@ -193,7 +207,7 @@ def test_the_same_scores_give_the_same_page(out, tmp_path):
 
 
 def test_without_matplotlib_it_is_said_before_anything_is_fused(out, tmp_path, monkeypatch):
-    monkeypatch.setattr(plots.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(errors.importlib.util, "find_spec", lambda name: None)
     words = ("--data", out.parent / "night", "--bad-pairs", "skip", "--baseline", "average", "--out", tmp_path / "x")
     with pytest.raises(InputError, match="matplotlib is missing.*--no-html"):
         _run(*words)

@@ -12,7 +12,7 @@ from isfl_ros.network import cfi
 from isfl_ros.network.checkpoint import load_model
 from isfl_ros.network.config import ARCHITECTURES, IsflConfig
 from isfl_ros.network.model import IsflNet, for_inference, mean_gate
-from isfl_ros.network.plain import plain_forward
+from isfl_ros.network.plain import plain_forward, shape_of
 from isfl_ros.network.release import read_release
 from isfl_ros.resources import resolve_model
 
@@ -41,10 +41,15 @@ def relative(a, b):
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-10), (torch.float32, 1e-5)], ids=["float64", "float32"])
-def test_inference_form_equals_plain_formulation(size, dtype, bound):
-    network = random_network(ARCHITECTURES["isfl"])
+@pytest.mark.parametrize(
+    "config",
+    [ARCHITECTURES["isfl-release"], ARCHITECTURES["isfl"], ARCHITECTURES["isfl-edge"], IsflConfig(head="affine", reduction=4)],
+    ids=["release", "isfl", "edge", "reduction 4"],
+)
+def test_inference_form_equals_plain_formulation(config, size, dtype, bound):
+    network = random_network(config)
     visible, infrared = pair(size)
-    wanted, wanted_gates = plain_forward(network.state_dict(), visible, infrared)
+    wanted, wanted_gates = plain_forward(network.state_dict(), visible, infrared, **shape_of(config))
     with torch.inference_mode():
         fused, gates = for_inference(network.to(dtype))(visible.to(dtype), infrared.to(dtype), return_gates=True)
     assert fused.shape == visible.shape
@@ -93,6 +98,41 @@ def test_every_configuration_runs_and_folds(config):
     assert network.has_gates == bool(gates)
 
 
+def test_affine_head_brings_the_grey_levels_of_the_pictures_back():
+    network = random_network(IsflConfig(head="affine", reduction=2))
+    with torch.no_grad():
+        network.head.conv.weight.zero_()
+    visible, infrared = pair((45, 70))
+    for coefficients, wanted in (
+        ((1.0, 0.0, 0.0), visible),
+        ((0.0, 1.0, 0.0), infrared),
+        ((0.5, 0.5, 0.1), 0.5 * (visible + infrared) + 0.1),
+        ((2.0, 0.0, 0.0), 2 * visible),
+    ):
+        with torch.no_grad():
+            network.head.conv.bias.copy_(torch.tensor(coefficients))
+            fused = network(visible, infrared)
+        assert torch.allclose(fused, wanted.clamp(0, 1), atol=1e-12)
+
+
+def test_affine_head_starts_near_the_average():
+    torch.manual_seed(0)
+    network = IsflNet(ARCHITECTURES["isfl"]).eval()
+    visible, infrared = pair((45, 70), dtype=torch.float32)
+    with torch.no_grad():
+        assert float((network(visible, infrared) - 0.5 * (visible + infrared)).abs().mean()) < 0.1
+
+
+def test_affine_head_out_of_range_still_learns():
+    network = IsflNet(IsflConfig(width=4, head="affine")).train()
+    with torch.no_grad():
+        network.head.conv.bias.copy_(torch.tensor([3.0, 3.0, 1.0]))
+    fused = network(*pair((40, 40), dtype=torch.float32))
+    assert float(fused.detach().max()) <= 1.0 + 1e-6
+    fused.sum().backward()
+    assert float(network.head.conv.bias.grad[2]) == pytest.approx(40 * 40)
+
+
 def test_size_of_the_default_architecture():
     network = IsflNet(ARCHITECTURES["isfl"])
     assert sum(p.numel() for p in network.parameters()) <= 240_000
@@ -121,7 +161,7 @@ def test_masked_pixels_do_not_reach_the_network():
 
 
 def test_gates_are_asked_for_and_cost_no_change():
-    network = random_network(ARCHITECTURES["isfl"])
+    network = random_network(ARCHITECTURES["isfl-release"])
     visible, infrared = pair((36, 52))
     with torch.inference_mode():
         fused, gates = network(visible, infrared, return_gates=True)
@@ -151,7 +191,7 @@ def test_unusable_inputs_are_refused(visible, infrared, message):
 
 
 @pytest.mark.parametrize(
-    "values", [{"width": 0}, {"scales": 5}, {"grid": 0}, {"decoder_order": "up"}, {"head_kernel": 2}, {"cfi": 1}]
+    "values", [{"width": 0}, {"scales": 5}, {"grid": 0}, {"decoder_order": "up"}, {"head_kernel": 2}, {"cfi": 1}, {"head": "tanh"}, {"reduction": 2}]
 )
 def test_configuration_is_checked(values):
     with pytest.raises(InputError, match=f"network.{next(iter(values))} out of range"):
@@ -184,9 +224,10 @@ def test_prepared_network_runs_in_every_implementation(implementation, kernel_de
     blends = []
     original = cfi.gated_blend
     monkeypatch.setattr(cfi, "gated_blend", lambda *a, **k: (blends.append(k["implementation"]), original(*a, **k))[1])
-    network = random_network(IsflConfig(width=16, grid=4, gate_width=8), torch.float32).to(kernel_device)
+    config = IsflConfig(width=16, grid=4, gate_width=8, head="affine", reduction=2)
+    network = random_network(config, torch.float32).to(kernel_device)
     visible, infrared = (x.to(kernel_device) for x in pair((33, 47), torch.float32))
-    wanted, wanted_gates = plain_forward(network.state_dict(), visible, infrared, grid=4)
+    wanted, wanted_gates = plain_forward(network.state_dict(), visible, infrared, **shape_of(network.config))
     with torch.inference_mode():
         fused, gates = for_inference(network, implementation=implementation)(visible, infrared, return_gates=True)
     assert relative(fused, wanted) <= 1e-5

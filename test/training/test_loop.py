@@ -1,13 +1,12 @@
-"""The loop: resumes to the bit, honours its switches, names bad input."""
+"""The loop: honours its switches, gives the same whoever prepares its batches, names bad input."""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
 import json
-import shutil
+import threading
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -18,42 +17,9 @@ from isfl_ros.errors import InputError
 from isfl_ros.io.dataset import select_pairs
 from isfl_ros.network.checkpoint import load_model
 from isfl_ros.resources import shared_directory
-from isfl_ros.training.config import DataConfig, parse_config, read_config
-from isfl_ros.training.data import LoadedPair, PatchSampler
-from isfl_ros.training.loop import Trainer, learning_rate
-
-
-@pytest.fixture(scope="module")
-def pairs_root(tmp_path_factory):
-    root = tmp_path_factory.mktemp("pairs")
-    rng = np.random.default_rng(0)
-    for folder in ("ir", "vi"):
-        (root / "set" / folder).mkdir(parents=True)
-    for index in range(4):
-        noise = cv2.GaussianBlur(rng.integers(0, 256, (61, 75, 3)).astype(np.uint8), (5, 5), 0)
-        cv2.imwrite(str(root / "set" / "vi" / f"{index}.png"), noise)
-        cv2.imwrite(str(root / "set" / "ir" / f"{index}.png"), noise[::-1, :, 0].copy())
-    return root
-
-
-def config(**values):
-    document = {
-        "network": {"width": 4, "gate_width": 4},
-        "data": {"sets": ["set"], "validation": ["set"], "validation_pairs": 1, "patch": 32, "batch": 2, "least_scale": 0.7},
-        "interventions": {"large": 0.5},
-        "loss": {"fidelity": 1.0, "ssim": 0.1, "target": 0.1},
-        "optimizer": {"lr": 1e-3, "schedule": "cosine", "warmup_steps": 2, "clip_norm": 1.0},
-        "steps": 6,
-        "checkpoint_every": 3,
-        "log_every": 2,
-        "validate_every": 3,
-        "batchnorm_freeze": 0.5,
-    }
-    return parse_config(document | values, "test")
-
-
-def trainer(root, out, **values):
-    return Trainer(config(**values), data_root=root, out=out, device="cpu")
+from isfl_ros.training.config import OptimizerConfig, parse_config, read_config
+from isfl_ros.training.step import learning_rate
+from isfl_ros.training.throughput import Throughput
 
 
 def weights(t):
@@ -65,43 +31,27 @@ def assert_same(a, b):
         assert torch.equal(tensor, b[name]), name
 
 
-def test_run_writes_a_model_that_loads(pairs_root, tmp_path):
-    t = trainer(pairs_root, tmp_path / "run")
+def test_run_writes_a_model_that_loads(make_trainer, tmp_path):
+    t = make_trainer(tmp_path / "run")
     directory = t.run(resume=False)
     network, info = load_model(directory)
-    assert info.architecture == "isfl" and info.training["steps"] == 6 and info.training["pairs"] == 4
+    assert info.model == info.architecture == "isfl" and info.training["steps"] == 6 and info.training["pairs"] == 4
     assert_same(network.state_dict(), weights(t))
     assert list((tmp_path / "run" / "tensorboard").glob("events*"))
     assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == ["step_000003", "step_000006"]
 
 
-def test_resumed_run_ends_with_the_same_bits(pairs_root, tmp_path):
-    whole = trainer(pairs_root, tmp_path / "whole")
-    whole.run(resume=False)
-    first = trainer(pairs_root, tmp_path / "halved")
-    for _ in range(3):
-        first.train_step()
-    first.save_checkpoint()
-    for _ in range(2):
-        first.train_step()  # what a kill throws away
-    # A kill in the middle of writing leaves a folder aside; it must neither be loaded nor be in the way.
-    shutil.copytree(tmp_path / "halved/checkpoints/step_000003", tmp_path / "halved/checkpoints/.step_000005")
-    second = trainer(pairs_root, tmp_path / "halved")
-    second.run(resume=True)
-    assert_same(weights(second), weights(whole))
-
-
-def test_seed_decides_everything(pairs_root, tmp_path):
-    a, b, c = (trainer(pairs_root, tmp_path / name, seed=seed) for name, seed in (("a", 1), ("b", 1), ("c", 2)))
+def test_seed_decides_everything(make_trainer, tmp_path):
+    a, b, c = (make_trainer(tmp_path / name, seed=seed) for name, seed in (("a", 1), ("b", 1), ("c", 2)))
     for t in (a, b, c):
         t.train_step()
     assert_same(weights(a), weights(b))
     assert not torch.equal(a.network.head.conv.weight, c.network.head.conv.weight)
 
 
-def test_statistics_are_moved_by_the_passes_that_may(pairs_root, tmp_path):
+def test_statistics_are_moved_by_the_passes_that_may(make_trainer, tmp_path):
     def moves(update, **interventions):
-        t = trainer(pairs_root, tmp_path / f"{update}{len(interventions)}", batchnorm_update=update, interventions=interventions)
+        t = make_trainer(tmp_path / f"{update}{len(interventions)}", batchnorm_update=update, interventions=interventions)
         t.train_step()
         return [m.num_batches_tracked.item() for m in t.network.modules() if isinstance(m, nn.BatchNorm2d)][0], weights(t)
 
@@ -115,8 +65,8 @@ def test_statistics_are_moved_by_the_passes_that_may(pairs_root, tmp_path):
     assert not torch.equal(original[key], all_weights[key])
 
 
-def test_frozen_norm_uses_and_keeps_its_statistics(pairs_root, tmp_path):
-    t = trainer(pairs_root, tmp_path / "run")
+def test_frozen_norm_uses_and_keeps_its_statistics(make_trainer, tmp_path):
+    t = make_trainer(tmp_path / "run")
     for _ in range(3):
         t.train_step()
     before = {k: v for k, v in weights(t).items() if "running" in k}
@@ -135,8 +85,8 @@ def test_frozen_norm_uses_and_keeps_its_statistics(pairs_root, tmp_path):
     ],
     ids=["without interventions", "without CFI", "bf16", "other readings"],
 )
-def test_switches_of_the_yaml(pairs_root, tmp_path, values):
-    t = trainer(pairs_root, tmp_path / "run", **values)
+def test_switches_of_the_yaml(make_trainer, tmp_path, values):
+    t = make_trainer(tmp_path / "run", **values)
     before = weights(t)
     terms = t.train_step()
     assert np.isfinite(terms["loss"])
@@ -146,48 +96,91 @@ def test_switches_of_the_yaml(pairs_root, tmp_path, values):
         assert set(terms) == {"loss", "intensity", "structure"}
 
 
-def test_training_learns(pairs_root, tmp_path):
-    t = trainer(pairs_root, tmp_path / "run", steps=40, optimizer={"lr": 3e-3}, batchnorm_freeze=1.0)
+@pytest.mark.parametrize("options", [{"workers": 1}, {"workers": 3}, {"cache": "cache"}], ids=str)
+def test_neither_workers_nor_cache_change_a_run(make_trainer, tmp_path, options):
+    plain = make_trainer(tmp_path / "plain", data={"sets": ["set", "labelled"], "patch": 32, "batch": 4}, accumulate=2)
+    plain.run(resume=False)
+    if "cache" in options:
+        options = {"cache": tmp_path / "cache"}
+    before = threading.active_count()
+    other = make_trainer(
+        tmp_path / "other", data={"sets": ["set", "labelled"], "patch": 32, "batch": 4}, accumulate=2, **options
+    )
+    other.run(resume=False)
+    assert_same(weights(plain), weights(other))
+    assert threading.active_count() == before
+
+
+def test_a_worker_that_fails_ends_the_run_and_no_thread_stays(make_trainer, tmp_path, monkeypatch):
+    t = make_trainer(tmp_path / "run", workers=2)
+    cut = t.sampler.cut
+
+    def tear(step, slots):
+        if step == 2:
+            raise OSError("the disk is gone")
+        return cut(step, slots)
+
+    monkeypatch.setattr(t.sampler, "cut", tear)
+    before = threading.active_count()
+    with pytest.raises(OSError, match="the disk is gone"):
+        t.run(resume=False)
+    assert t.step == 2 and threading.active_count() == before
+
+
+def test_throughput_is_reported(make_trainer, tmp_path):
+    t = make_trainer(tmp_path / "run", interventions={"per_step": 2})
+    directory = t.run(resume=False)
+    facts = load_model(directory)[1].training["throughput"]
+    assert facts == t.throughput
+    assert facts["measured_steps"] == 3 and facts["processes"] == 1 and facts["precision"] == "fp32" and facts["hardware"]
+    assert facts["passes_per_second"] == pytest.approx(3 * facts["images_per_second"])
+
+
+def test_throughput_leaves_the_first_steps_out():
+    meter = Throughput(images=8, steps=100)
+    assert meter.figures() == {}
+    for index in range(100):
+        meter.add(50.0 if index < 10 else 0.5, 5)
+    assert meter.figures() == {"images_per_second": 16.0, "passes_per_second": 80.0} and meter.steps == 90
+
+
+def test_persons_reach_the_objective(make_trainer, tmp_path):
+    data = {"sets": ["labelled"], "patch": 48, "batch": 3}
+    t = make_trainer(tmp_path / "run", data=data, loss={"people": 1.0})
+    assert t.train_step()["people"] > 0.0
+    unlabelled = make_trainer(tmp_path / "other", loss={"people": 1.0})
+    assert "people" not in unlabelled.train_step()
+
+
+def test_training_learns(make_trainer, tmp_path):
+    t = make_trainer(tmp_path / "run", steps=40, optimizer={"lr": 3e-3}, batchnorm_freeze=1.0)
     losses = [t.train_step()["loss"] for _ in range(40)]
     assert np.mean(losses[-8:]) < 0.8 * np.mean(losses[:8])
 
 
-def test_another_configuration_does_not_continue_a_run(pairs_root, tmp_path):
-    trainer(pairs_root, tmp_path / "run").run(resume=False)
-    with pytest.raises(InputError, match="another configuration"):
-        trainer(pairs_root, tmp_path / "run", steps=7)
+def test_another_configuration_does_not_continue_a_run(make_trainer, tmp_path):
+    make_trainer(tmp_path / "run").run(resume=False)
+    with pytest.raises(InputError, match="another configuration; expected steps 6; got 7"):
+        make_trainer(tmp_path / "run", steps=7)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["steps"] == 6
 
 
-def test_every_pair_comes_once_an_epoch_and_patches_stay_registered():
-    pairs = [LoadedPair(str(i), np.full((40, 50), 10 * i, np.uint8), np.full((40, 50), 10 * i, np.uint8)) for i in range(6)]
-    sampler = PatchSampler(pairs, DataConfig(sets=("x",), patch=32, batch=3), seed=0)
-    seen = [round(float(v) * 25.5) for step in range(4) for v in sampler.batch(step)[0].mean(dim=(1, 2, 3))]
-    assert sorted(seen[:6]) == sorted(seen[6:]) == list(range(6)) and seen[:6] != seen[6:]
-    rng = np.random.default_rng(0)
-    texture = rng.integers(0, 256, (70, 90)).astype(np.uint8)
-    sampler = PatchSampler([LoadedPair("t", texture, texture)], DataConfig(sets=("x",), patch=32, batch=8, least_scale=0.5), 0)
-    visible, infrared = sampler.batch(0)
-    assert torch.equal(visible, infrared), "one crop, scale and turn for both modalities"
-    assert len({tuple(v.flatten().tolist()) for v in visible}) == 8
-
-
 def test_learning_rate():
-    c = config(steps=101, optimizer={"lr": 1.0, "schedule": "cosine", "least_lr": 0.1, "warmup_steps": 10})
+    c = parse_config({"steps": 101, "optimizer": {"lr": 1.0, "schedule": "cosine", "least_lr": 0.1, "warmup_steps": 10}}, "test")
     assert learning_rate(c, 0) == pytest.approx(0.1, rel=1e-3)
     assert learning_rate(c, 50) == pytest.approx(0.55)
     assert learning_rate(c, 100) == pytest.approx(0.1)
-    assert learning_rate(dataclasses.replace(c, optimizer=config().optimizer.__class__(lr=0.5)), 77) == 0.5
+    assert learning_rate(dataclasses.replace(c, optimizer=OptimizerConfig(lr=0.5)), 77) == 0.5
 
 
-@pytest.mark.parametrize("name", ["vehicle", "vehicle-cpu", "paper-text", "release"])
+@pytest.mark.parametrize("name", ["vehicle", "vehicle-cpu", "edge", "paper-text", "release"])
 def test_shipped_configurations_are_valid(name):
     c = read_config(shared_directory() / "config" / "train" / f"{name}.yaml")
     assert c.recipe == name and c.data.sets
     assert not any("llvip" in s for s in c.data.sets), "LLVIP's terms forbid shipping weights trained on it"
 
 
-@pytest.mark.parametrize("name", ["vehicle", "vehicle-cpu", "paper-text", "release"])
+@pytest.mark.parametrize("name", ["vehicle", "vehicle-cpu", "edge", "paper-text", "release"])
 def test_patches_of_shipped_configurations_fit_the_pairs_and_spare_the_test_sets(real_data, name):
     with (real_data / "MANIFEST.csv").open(newline="") as file:
         rows = {real_data / row["ir_file"]: row for row in csv.DictReader(file)}
@@ -212,6 +205,14 @@ def test_patches_of_shipped_configurations_fit_the_pairs_and_spare_the_test_sets
         ("interventions: {identical: 2}", "identical has the wrong type"),
         ("[1, 2]", "not a mapping"),
         ("seed: -1", "seed out of range"),
+        ("accumulate: 0", "accumulate out of range"),
+        ("precision: fp8", "precision out of range"),
+        ("batchnorm_freeze: -0.1", "batchnorm_freeze out of range"),
+        ("model: u2net", "model out of range; expected one of isfl"),
+        ("architecture: baffm-large", "architecture out of range"),
+        ("distillation: {weight: 1}", "distillation.teacher out of range; expected a model"),
+        ("distillation: {weight: -1}", "distillation.weight out of range"),
+        ("distillation: {teacher: 3}", "teacher has the wrong type"),
         ("data: {sets: [2024]}", "sets has the wrong type"),
         ("loss: {intensity: 0, structure: 0}", "loss out of range"),
         ("loss: {structure_gain: .nan}", "loss.structure_gain out of range"),

@@ -108,6 +108,149 @@ def test_structure_gain_scales_the_target(scene):
     assert value(objective.terms(visible, torch.zeros_like(infrared), perfect, variants), "structure") == pytest.approx(0, abs=1e-12)
 
 
+def test_structure_weighted_by_the_energy_around(scene):
+    visible, infrared, original, _ = scene
+    objective = only(structure=1.0, structure_operator="sobel", structure_reading="weighted")
+    dv, di = (losses.derivative(x, "sobel").numpy() for x in (visible, infrared))
+    ev, ei = ((d**2).sum(1) for d in (dv, di))
+    error = 0.0
+    df = losses.derivative(original.fused, "sobel").numpy()
+    for b in range(2):
+        # Windows that reach over the border are means of what lies inside.
+        inside = cv2.boxFilter(np.ones(SIZE), -1, (5, 5), normalize=False, borderType=cv2.BORDER_CONSTANT)
+        mv, mi = (cv2.boxFilter(e[b], -1, (5, 5), normalize=False, borderType=cv2.BORDER_CONSTANT) / inside for e in (ev, ei))
+        share = mv / (mv + mi)
+        error += np.abs(df[b] - (share * dv[b] + (1 - share) * di[b])).sum(0).mean() / 2
+    assert value(objective.terms(*scene), "structure") == pytest.approx(error, rel=1e-9)
+
+
+def test_octaves_weigh_less_and_less_and_the_gain_ends(scene):
+    visible, infrared, original, variants = scene
+    half = [torch.nn.functional.avg_pool2d(x, 2) for x in (original.fused, visible, infrared)]
+    values = {"structure": 1.0, "structure_operator": "sobel", "structure_reading": "larger"}
+    strengthened, plain = only(**values, structure_gain=1.5), only(**values)
+    wanted = float(strengthened.fusion_terms(original.fused, visible, infrared)["structure"])
+    wanted += 0.25 * float(plain.fusion_terms(*half)["structure"])
+    objective = only(**values, structure_gain=1.5, structure_gain_scales=1, structure_scales=2, structure_decay=0.25)
+    assert value(objective.terms(*scene), "structure") == pytest.approx(wanted / 2, rel=1e-12)
+
+
+def test_edges_conflict_where_the_weaker_would_be_buried():
+    level = 1.0 / 255.0
+
+    def conflict(strong, weak):
+        tensors = (torch.tensor(v, dtype=torch.float64).view(1, 2, 1, 1) * level for v in (strong, weak))
+        return float(losses.edge_conflict(*tensors))
+
+    assert conflict((10.0, 0.0), (0.0, 0.9)) == 0.0  # no edge
+    assert conflict((10.0, 0.0), (0.0, 1.5)) == pytest.approx(0.5)
+    assert conflict((10.0, 0.0), (0.0, 8.0)) == 1.0  # across
+    assert conflict((10.0, 0.0), (6.0, 0.0)) == 0.0  # along, and strong enough to show
+    assert conflict((10.0, 0.0), (-6.0, 0.0)) == 0.0
+    assert conflict((10.0, 0.0), (2.5, 0.0)) == pytest.approx(0.5)
+    assert conflict((0.0, 0.0), (0.0, 0.0)) == 0.0
+
+
+def test_gain_where_edges_conflict(scene):
+    visible, infrared, original, variants = scene
+    values = {"structure": 1.0, "structure_operator": "sobel", "structure_reading": "larger", "structure_gain": 1.4}
+    objective = only(**values, structure_gain_conflict=0.9)
+    dv, di = (losses.derivative(x, "sobel") for x in (visible, infrared))
+    stronger = (dv**2).sum(1, keepdim=True) >= (di**2).sum(1, keepdim=True)
+    strong, weak = torch.where(stronger, dv, di), torch.where(stronger, di, dv)
+    gain = 1.4 - 0.5 * losses.edge_conflict(strong, weak)
+    wanted = float((losses.derivative(original.fused, "sobel") - gain * strong).abs().mean()) * 2
+    assert value(objective.terms(*scene), "structure") == pytest.approx(wanted, rel=1e-9)
+
+
+def magnitude(x):
+    return np.sqrt((losses.derivative(x, "sobel").numpy() ** 2).sum(1) + (0.25 / 255) ** 2)
+
+
+def test_detail_compares_mean_magnitudes(scene):
+    visible, infrared, original, _ = scene
+    f, v, i = (magnitude(x) for x in (original.fused, visible, infrared))
+    wanted = 1.2 * np.maximum(v, i) - 0.4 * np.minimum(v, i)
+    inside = cv2.boxFilter(np.ones(SIZE), -1, (11, 11), normalize=False, borderType=cv2.BORDER_CONSTANT)
+    means = [
+        cv2.boxFilter(x, -1, (11, 11), normalize=False, borderType=cv2.BORDER_CONSTANT) / inside for x in f - wanted
+    ]
+    objective = only(detail=3.0, detail_keep=1.2, detail_yield=0.4)
+    assert value(objective.terms(*scene), "detail") == pytest.approx(3 * np.abs(means).mean(), rel=1e-9)
+
+
+def test_overshoot_counts_false_edges_only(scene):
+    visible, infrared, original, variants = scene
+    objective = only(overshoot=1.0)
+    flat = torch.full_like(infrared, 0.5)
+    # Nothing is buried where the other camera sees nothing, and nothing overshoots in the stronger source itself.
+    assert value(objective.terms(visible, flat, Output(3 * visible, []), variants), "overshoot") == 0.0
+    assert value(objective.terms(visible, 0.1 * visible, Output(visible, []), variants), "overshoot") == 0.0
+    ramp = torch.linspace(0, 1, SIZE[1], dtype=torch.float64).expand(2, 1, *SIZE)  # along x, 5.8 levels a pixel
+    across = 0.5 * torch.linspace(0, 1, SIZE[0], dtype=torch.float64)[:, None].expand(2, 1, *SIZE)  # along y, 3.5
+    conflicting = value(objective.terms(ramp, across, Output(1.5 * ramp, []), variants), "overshoot")
+    inner = 0.5 / (SIZE[1] - 1)
+    assert conflicting == pytest.approx(inner, rel=0.05)  # replicated borders halve the slope there
+    assert value(objective.terms(ramp, across, Output(ramp, []), variants), "overshoot") == 0.0
+
+
+def person_scene(inside_visible, inside_infrared, inside_fused):
+    """A square person of 12 px on a ground of 0.5 in every picture."""
+    pictures = []
+    for level in (inside_visible, inside_infrared, inside_fused):
+        x = torch.full((2, 1, *SIZE), 0.5, dtype=torch.float64)
+        x[0, 0, 10:22, 12:24] = level
+        pictures.append(x)
+    people = torch.zeros(2, 1, *SIZE, dtype=torch.uint8)
+    people[0, 0, 10:22, 12:24] = 3
+    return *pictures, people
+
+
+@pytest.mark.parametrize(
+    ("visible", "infrared", "fused", "lost"),
+    [
+        (0.5, 0.9, 0.9, 0.0),
+        (0.5, 0.9, 1.0, 0.0),  # more than the source is no loss
+        (0.5, 0.9, 0.6, 0.75),
+        (0.5, 0.9, 0.5, 1.0),
+        (0.5, 0.9, 0.1, 2.0),  # dark instead of bright
+        (0.1, 0.6, 0.1, 0.0),  # a dark silhouette that only the camera for visible light sees well
+        (0.1, 0.6, 0.6, 1.25),
+        (0.51, 0.52, 0.1, 0.0),  # neither shows the person
+    ],
+)
+def test_people_keep_the_contrast_of_the_better_source(visible, infrared, fused, lost):
+    v, i, f, people = person_scene(visible, infrared, fused)
+    assert float(losses.people_contrast(f, v, i, people)) == pytest.approx(lost / 2, abs=1e-12)  # two samples
+
+
+def test_people_term_leaves_out_others_from_the_ring_and_small_parts():
+    v, i, f, people = person_scene(0.5, 0.9, 0.9)
+    for x in (i, f):
+        x[0, 0, 10:22, 24:36] = 0.9  # a second person, touching
+    people[0, 0, 10:22, 24:36] = 4
+    assert float(losses.people_contrast(f, v, i, people)) == pytest.approx(0.0, abs=1e-12)
+    f[0, 0, 10:22, 24:36] = 0.5
+    assert float(losses.people_contrast(f, v, i, people)) == pytest.approx(0.5, abs=1e-12)
+    people[people == 4] = 0
+    people[0, 0, 12:22, 12:24] = 0  # two rows of 12 px are left
+    assert float(losses.people_contrast(f, v, i, people)) == 0.0
+
+
+def test_people_term_is_in_the_sum_where_there_are_labels():
+    v, i, f, people = person_scene(0.5, 0.9, 0.6)
+    objective = only(people=2.0, intensity=1.0)
+    assert set(objective.terms(v, i, Output(f, []), {})) == {"intensity"}
+    assert float(objective.terms(v, i, Output(f, []), {}, people=people)["people"]) == pytest.approx(2.0 * 0.75 / 2)
+
+
+def test_distillation_wants_grey_levels_and_gradients():
+    a, b = picture(), picture()
+    slope = np.abs(losses.derivative(a, "sobel").numpy() - losses.derivative(b, "sobel").numpy()).mean()
+    assert float(losses.distillation(a, b)) == pytest.approx(float((a - b).abs().mean()) + 4 * slope, rel=1e-9)
+    assert float(losses.distillation(a, a)) == 0.0
+
+
 @pytest.mark.parametrize("which", ["original", "masked"])
 @pytest.mark.parametrize("region", ["all", "both_valid"])
 def test_consistency(scene, which, region):
@@ -223,9 +366,31 @@ def test_fidelity_is_zero_for_the_surviving_picture_and_counts_only_there(scene)
     for masks, output in variants.values():
         single = masks.visible ^ masks.infrared
         survivor = torch.where(masks.visible, visible, infrared)
-        if single.any():
-            wanted += float((output.fused - survivor).abs()[single].mean())
+        for sample in range(2):  # a mean over the samples: a small hole weighs as much as a whole missing picture
+            if single[sample].any():
+                wanted += float((output.fused - survivor).abs()[sample][single[sample]].mean()) / 2
     assert value(objective.terms(*scene), "fidelity") == pytest.approx(wanted, rel=1e-9)
+
+
+def test_undisturbed_wants_the_same_picture_where_both_are_valid(scene):
+    visible, infrared, original, variants = scene
+    objective = only(undisturbed=2.0)
+    wanted = 0.0
+    for name in ("complementary", "identical"):
+        masks, output = variants[name]
+        both = (masks.visible & masks.infrared).numpy()
+        for sample in range(2):
+            lost = (~both[sample, 0]).astype(np.uint8)
+            near = cv2.dilate(lost, np.ones((25, 25), np.uint8))
+            weight = both[sample, 0] * (1.0 + 7.0 * near)
+            error = (output.fused - original.fused).abs()[sample, 0].numpy()
+            wanted += (error * weight).sum() / weight.sum() / 2
+    assert value(objective.terms(*scene), "undisturbed") == pytest.approx(2 * wanted, rel=1e-9)
+    # What is right there is the picture without a mask, which must not be drawn towards the one with it.
+    fused = original.fused.clone().requires_grad_(True)
+    masked = {n: (m, Output(o.fused.clone().requires_grad_(True), o.gates)) for n, (m, o) in variants.items()}
+    objective.terms(visible, infrared, Output(fused, original.gates), masked)["undisturbed"].backward()
+    assert fused.grad is None and masked["complementary"][1].fused.grad is not None
 
 
 def test_variant_weight_scales_the_terms_of_interventions(scene):

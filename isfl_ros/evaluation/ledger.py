@@ -1,0 +1,46 @@
+"""Which pictures are kept, and what they were made of: a file of JSON lines that survives an interrupted write."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from isfl_ros.io.staging import write_bytes
+
+
+class Ledger:
+    """Lines by their key; of two with one key the later counts."""
+
+    def __init__(self, path: Path, key: tuple[str, ...]):
+        """Reads what is there.
+
+        Args:
+            path: file, need not exist.
+            key: fields of a line that tell it from the others.
+        """
+        self._path, self._key = path, key
+        self._lines: dict[tuple[str, ...], dict[str, str]] = {}
+        lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else [""]
+        for text in lines[:-1]:  # an interrupted write leaves a last line without its end
+            line = json.loads(text)
+            self._lines[tuple(line[field] for field in key)] = line
+
+    def find(self, *key: str) -> dict[str, str] | None:
+        """The line of a key."""
+        return self._lines.get(key)
+
+    def has(self, line: dict[str, str]) -> bool:
+        """Whether exactly this line is there."""
+        return self.find(*(line[field] for field in self._key)) == line
+
+    def mend(self) -> None:
+        """Removes a last line without its end, so that lines can be added."""
+        text = self._path.read_text(encoding="utf-8") if self._path.is_file() else ""
+        if text and not text.endswith("\n"):
+            write_bytes(self._path, text[: text.rfind("\n") + 1].encode())
+
+    def add(self, line: dict[str, str]) -> None:
+        """Appends a line."""
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        self._lines[tuple(line[field] for field in self._key)] = line

@@ -1,0 +1,54 @@
+"""The teacher of a distillation: a trained network that answers and does not change."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+from isfl_ros.errors import InputError
+from isfl_ros.network.checkpoint import WEIGHTS, load_model
+from isfl_ros.resources import resolve_model
+
+
+class Teacher:
+    """A model folder's network, frozen, in evaluation mode, on the student's device.
+
+    Args:
+        name: name of a shipped model, or a model folder.
+        device: where it runs.
+        implementation: who computes its Causal Feature Integrator, where it has one.
+        patch: side of the patches that it will see.
+
+    Raises:
+        InputError: there is no such model, its files are damaged, or it cannot take patches of that side.
+    """
+
+    def __init__(self, name: str, *, device: torch.device, implementation: str, patch: int):
+        directory = resolve_model(name)
+        self.digest = hashlib.sha256((directory / WEIGHTS).read_bytes()).hexdigest()
+        """SHA-256 of the weights' file."""
+        network, self.info = load_model(directory)
+        self._network = network.to(device, memory_format=torch.channels_last).requires_grad_(False)
+        if hasattr(network, "set_implementation"):
+            network.set_implementation(implementation)
+        try:
+            self(*torch.zeros((2, 1, 1, patch, patch), device=device))
+        except InputError as error:
+            raise InputError(f"teacher {name} cannot take patches of {patch} px", got=str(error)) from error
+
+    @torch.no_grad()
+    def __call__(self, visible: Tensor, infrared: Tensor, **masks: Tensor) -> Tensor:
+        """Fused luma (B, 1, H, W) float32 of what the student sees."""
+        return self._network(visible, infrared, **masks).float()
+
+    def facts(self) -> dict[str, str]:
+        """What a student's description says of it."""
+        info = self.info
+        return {
+            "model": info.name,
+            "architecture": info.architecture,
+            "recipe": info.recipe,
+            "sha256": self.digest,
+        }
