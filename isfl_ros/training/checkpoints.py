@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import shutil
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from torch import Tensor, nn
 
 from isfl_ros.errors import InputError
 from isfl_ros.training.config import TrainingConfig, parse_config
+
+_log = logging.getLogger(__name__)
 
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
@@ -57,7 +60,7 @@ def check_run_folder(out: Path, config: TrainingConfig) -> None:
     remedy = "choose another --out or remove the folder"
     if not path.exists():
         if _by_step(out / CHECKPOINTS):
-            raise InputError(f"{out} holds checkpoints of an unknown run", expected=f"{CONFIG} beside them", do=remedy)
+            _log.warning("%s holds checkpoints without %s: nothing says which configuration made them", out, CONFIG)
         return
     try:
         theirs = parse_config(json.loads(path.read_text()), str(path))
