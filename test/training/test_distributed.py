@@ -149,11 +149,17 @@ def test_running_statistics_are_the_mean_of_the_processes(scenes, make_trainer, 
     for slots in (range(0, 2), range(2, 4)):
         t = make_trainer(tmp_path / str(slots.start), batchnorm_freeze=1.0)
         t._slots = [slots]
-        t.train_step()
+        # One thread, as torchrun gives each process: a modality that is missing has constant features, whose norms blow the
+        # rounding of another order of summation up.
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            t.train_step()
+        finally:
+            torch.set_num_threads(threads)
         halves.append([b for n, b in t.network.named_buffers() if n.endswith(("running_mean", "running_var"))])
     for found, one, two in zip(main["statistics"], *halves):
-        # Seen: 2.8e-5, more than rounding and not explained yet; one process's statistics alone are off by 5e-4.
-        torch.testing.assert_close(torch.tensor(found), (one + two) / 2, atol=1e-4, rtol=0.0)
+        torch.testing.assert_close(torch.tensor(found), (one + two) / 2, atol=1e-6, rtol=1e-5)
 
 
 def test_another_number_of_processes_continues_and_says_so(scenes, make_trainer, tmp_path):
