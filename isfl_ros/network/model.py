@@ -135,8 +135,8 @@ def for_inference(
     """A copy for inference: evaluation mode, norms folded into convolutions, channels-last, no gradients.
 
     Exact in ``fp32``. In ``fp16`` and ``bf16`` weights of convolutions and feature maps are of that type, products are
-    summed in float32; the picture leaves the last sigmoid in float32, and with ``bf16`` the last convolution too is in
-    float32, since its steps near white are as large as a grey level.
+    summed in float32; the head (sigmoid or affine) gives the picture in float32, and with ``bf16`` its convolution too is
+    in float32, since the steps of that type near white are as large as a grey level.
 
     Args:
         model: any network of this class; it is not changed.

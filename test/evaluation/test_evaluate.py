@@ -26,7 +26,6 @@ from isfl_ros.network.config import IsflConfig
 from isfl_ros.network.model import IsflNet
 from isfl_ros.pipeline import FusionPipeline, PipelineConfig
 
-TINY = IsflConfig(width=4, grid=2, gate_width=2)
 SIZES = {"a": (47, 61), "b": (64, 48), "c": (53, 53)}  # stem to (height, width)
 
 
@@ -50,14 +49,6 @@ def pairs(tmp_path):
     return _write_set(tmp_path / "night")
 
 
-@pytest.fixture
-def tiny_model(tmp_path):
-    torch.manual_seed(0)
-    info = ModelInfo(name="tiny", model="isfl", architecture="isfl", recipe="untrained", config=TINY)
-    save_model(tmp_path / "tiny", IsflNet(TINY), info)
-    return tmp_path / "tiny"
-
-
 def _evaluate(*words):
     parser = argparse.ArgumentParser()
     evaluate.add_arguments(parser)
@@ -67,12 +58,6 @@ def _evaluate(*words):
 def _quick(*words):
     """Without plots and timing of the large size."""
     return _evaluate(*words, "--no-html", "--jobs", 1, "--resamples", 50)
-
-
-@pytest.fixture(autouse=True)
-def _small_complexity(monkeypatch):
-    for module in (methods, tables):
-        monkeypatch.setattr(module, "COMPLEXITY_SIZE", (48, 64))
 
 
 def _rows(path):
@@ -131,7 +116,7 @@ def test_an_error_crosses_from_the_scoring_process(pairs, tmp_path):
         scoring.score_predictions(["average"], [pair_set], tmp_path, jobs=2)
 
 
-def test_models_run_through_the_pipeline(tiny_model, tmp_path):
+def test_models_run_through_the_pipeline(tiny_model, tiny_config, tmp_path):
     deep = _write_set(tmp_path / "deep", depth=np.uint16, labelled=())
     out = tmp_path / "out"
     models = ("--model", tiny_model, f"again={tiny_model}")
@@ -146,7 +131,7 @@ def test_models_run_through_the_pipeline(tiny_model, tmp_path):
     assert list(summary["methods"]) == ["infrared", "laplacian", "tiny", "again"]
     model = summary["methods"]["tiny"]
     cost = model["complexity"]
-    assert cost["parameters"] == sum(p.numel() for p in IsflNet(TINY).parameters())
+    assert cost["parameters"] == sum(p.numel() for p in IsflNet(tiny_config).parameters())
     assert 0 < cost["latency_p10_ms"] <= cost["latency_ms"] <= cost["latency_p90_ms"]
     assert summary["methods"]["laplacian"]["complexity"]["run"] == cost["run"]  # timed beside it
     assert summary["methods"]["infrared"]["complexity"] is None
@@ -162,14 +147,14 @@ def test_models_run_through_the_pipeline(tiny_model, tmp_path):
     assert same["tiny"] == same["again"]  # against laplacian, the default reference, the same draws
 
 
-def test_kept_gates_are_those_of_the_network(tiny_model, pairs, tmp_path):
+def test_kept_gates_are_those_of_the_network(tiny_model, tiny_config, pairs, tmp_path):
     out = tmp_path / "out"
     _quick("--data", pairs, "--model", tiny_model, "--baseline", "average", "--out", out)
     pipeline = FusionPipeline(PipelineConfig(model=str(tiny_model), implementation="reference"))
     for stem, (height, width) in SIZES.items():
         paths = predict.gate_paths(out / "predictions", "tiny", "night", stem)
         gates = [read_thermal(path) / 255.0 for path in paths]
-        assert [gate.shape for gate in gates] == [(height >> k, width >> k) for k in range(TINY.scales)]
+        assert [gate.shape for gate in gates] == [(height >> k, width >> k) for k in range(tiny_config.scales)]
         mean = pipeline.fuse(
             read_thermal(pairs / "ir" / f"{stem}.png"), read_rgb(pairs / "vi" / f"{stem}.png"), gate=True
         ).gate
@@ -439,13 +424,13 @@ def test_resume_fuses_what_is_new_only(pairs, tiny_model, tmp_path):
     assert (predictions / "tiny" / "night" / "c.png").is_file()
 
 
-def _retrain(folder):
+def _retrain(folder, config):
     torch.manual_seed(1)
-    info = ModelInfo(name="tiny", model="isfl", architecture="isfl", recipe="untrained", config=TINY)
-    save_model(folder, IsflNet(TINY), info, overwrite=True)
+    info = ModelInfo(name="tiny", model="isfl", architecture="isfl", recipe="untrained", config=config)
+    save_model(folder, IsflNet(config), info, overwrite=True)
 
 
-def test_kept_predictions_are_scored_without_the_model(pairs, tiny_model, tmp_path, monkeypatch):
+def test_kept_predictions_are_scored_without_the_model(pairs, tiny_model, tiny_config, tmp_path, monkeypatch):
     out, again = tmp_path / "out", tmp_path / "again"
     _quick("--data", pairs, "--model", tiny_model, "--baseline", "average", "laplacian", "--out", out)
     kept = ("--data", pairs, "--predictions", out / "predictions")
@@ -461,7 +446,7 @@ def test_kept_predictions_are_scored_without_the_model(pairs, tiny_model, tmp_pa
     old, new = (json.loads((folder / "summary.json").read_text()) for folder in (out, again))
     assert new["methods"] == old["methods"] and new["sets"] == old["sets"]
 
-    _retrain(tiny_model)
+    _retrain(tiny_model, tiny_config)
     _quick(*kept, "--out", tmp_path / "three")  # nobody claims that it is the model of today
     for words, flags in ((kept, ()), (("--data", pairs, "--baseline", "average"), ("--resume",))):
         target = out if flags else tmp_path / "four"

@@ -9,11 +9,10 @@ import json
 import cv2
 import numpy as np
 import pytest
-import torch
 
 from isfl_ros.cli import evaluate
 from isfl_ros.errors import InputError
-from isfl_ros.evaluation import methods, missing, predict, robustness, sets, tables
+from isfl_ros.evaluation import methods, missing, predict, robustness, sets
 from isfl_ros.evaluation.bootstrap import BootstrapConfig
 from isfl_ros.evaluation.compare import SetSummary
 from isfl_ros.evaluation.metrics import structural_similarity
@@ -21,12 +20,8 @@ from isfl_ros.evaluation.regions import MODALITIES, REGIONS, WHOLE, make_region,
 from isfl_ros.evaluation.seam import seam
 from isfl_ros.evaluation.sets import PairSet, read_sources
 from isfl_ros.io.folders import Pair, read_rgb, read_thermal, write_png
-from isfl_ros.network.checkpoint import ModelInfo, save_model
-from isfl_ros.network.config import IsflConfig
-from isfl_ros.network.model import IsflNet
 from isfl_ros.pipeline import FusionPipeline, PipelineConfig
 
-TINY = IsflConfig(width=4, grid=2, gate_width=2)
 STEMS = ("a", "b", "c", "d", "e")
 SHAPE = (67, 90)
 
@@ -39,20 +34,6 @@ def pairs(tmp_path):
         write_png(tmp_path / "night" / "ir" / f"{stem}.png", (infrared * 37).astype(np.uint16))
         write_png(tmp_path / "night" / "vi" / f"{stem}.png", random.integers(0, 256, (*SHAPE, 3), dtype=np.uint8))
     return tmp_path / "night"
-
-
-@pytest.fixture
-def tiny_model(tmp_path):
-    torch.manual_seed(0)
-    info = ModelInfo(name="tiny", model="isfl", architecture="isfl", recipe="untrained", config=TINY)
-    save_model(tmp_path / "tiny", IsflNet(TINY), info)
-    return tmp_path / "tiny"
-
-
-@pytest.fixture(autouse=True)
-def _small_complexity(monkeypatch):
-    for module in (methods, tables):
-        monkeypatch.setattr(module, "COMPLEXITY_SIZE", (48, 64))
 
 
 def _evaluate(*words):
