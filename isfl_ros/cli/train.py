@@ -56,7 +56,7 @@ def _train(args: argparse.Namespace, world) -> int:
     import torch
 
     from isfl_ros.backends.choice import choose_for_training
-    from isfl_ros.training.config import read_config
+    from isfl_ros.training.config import read_config, recipe_path
     from isfl_ros.training.distributed import choose_device_of, process_group
     from isfl_ros.training.loop import Trainer
     from isfl_ros.training.prefetch import default_workers
@@ -65,7 +65,7 @@ def _train(args: argparse.Namespace, world) -> int:
         if world.is_main:
             print(text, flush=True)
 
-    config = read_config(_config_path(args.config))
+    config = read_config(recipe_path(args.config))
     overrides = {key: getattr(args, key) for key in ("steps", "seed") if getattr(args, key) is not None}
     config = dataclasses.replace(config, **overrides)
     if args.threads:
@@ -102,13 +102,6 @@ def _train(args: argparse.Namespace, world) -> int:
 def _refuse_second_run(out: Path) -> None:
     if (out / "checkpoints").exists():
         raise InputError(f"{out} holds a run already", do="pass --resume or choose another --out")
-
-
-def _config_path(name: str) -> Path:
-    from isfl_ros.resources import shared_directory
-
-    path = Path(name)
-    return path if path.suffix else shared_directory() / "config" / "train" / f"{name}.yaml"
 
 
 def _throughput(facts: dict) -> str:

@@ -13,6 +13,7 @@ from torch import nn
 from isfl_ros.errors import InputError
 from isfl_ros.network.checkpoint import MODELS
 from isfl_ros.network.config import ARCHITECTURES, config_from_dict
+from isfl_ros.resources import shared_directory
 
 VARIANTS = ("complementary", "identical", "drop_infrared", "drop_visible")
 
@@ -119,13 +120,15 @@ class LossConfig:
     structure_gain_scales: int = 6
     """Octaves, finest first, to which the factor applies; 1 on the others."""
     detail: float = 0.0
-    """Weight of the detail term: the mean strength of the edges around a pixel is what ``detail_keep`` and ``detail_yield`` ask
-    for; not in the paper."""
+    """Weight of the detail term: the energy of the edges around a pixel is what ``detail_keep`` and ``detail_yield`` ask for; not in the paper."""
     detail_keep: float = 1.17
     """Part of the stronger source's edges that is asked for."""
     detail_yield: float = 0.55
     """Part of the weaker source's edges that is taken off again: where both are full of edges, strengthening one buries the
     other."""
+    detail_sharp: float = 0.0
+    """How much more edges are asked for in sharper pictures, where strengthening costs less: the factor is 1 plus this times the
+    sharpness above the usual (:func:`isfl_ros.training.losses.sharpness`)."""
     overshoot: float = 0.0
     """Weight of edges stronger than the stronger source's where that buries the weaker source's; not in the paper."""
     ssim: float = 0.0
@@ -137,6 +140,8 @@ class LossConfig:
     labels do not take part."""
     base: float = 0.0
     """Weight of the base term: brightness of the surroundings is the mean of the two pictures'; not in the paper."""
+    correlation: float = 0.0
+    """Weight of (1 - correlation(F, vi)) + (1 - correlation(F, ir)) over a patch; not in the paper."""
     fidelity: float = 0.0
     """Weight of |F - surviving modality| where exactly one modality is valid; not in the paper."""
     undisturbed: float = 0.0
@@ -192,7 +197,7 @@ class LossConfig:
         _require(0.0 < self.eta < 1.0, "loss.eta", "between 0 and 1", self.eta)
         _require(0.0 < self.structure_gain <= 4.0, "loss.structure_gain", "above 0, at most 4", self.structure_gain)
         _require(self.necessity_margin >= 0.0, "loss.necessity_margin", ">= 0", self.necessity_margin)
-        for key in ("intensity", "structure", "detail", "detail_keep", "detail_yield", "overshoot", "ssim", "target", "people", "base", "fidelity", "undisturbed", "alpha", "regularizer", "entropy_weight", "stability", "beta"):
+        for key in ("intensity", "structure", "detail", "detail_keep", "detail_yield", "detail_sharp", "overshoot", "ssim", "target", "people", "base", "correlation", "fidelity", "undisturbed", "alpha", "regularizer", "entropy_weight", "stability", "beta"):
             _require(getattr(self, key) >= 0.0, f"loss.{key}", ">= 0", getattr(self, key))
 
 
@@ -291,7 +296,7 @@ class TrainingConfig:
         _require(self.accumulate >= 1, "accumulate", ">= 1", self.accumulate)
         for key in ("checkpoint_every", "log_every", "validate_every"):
             _require(getattr(self, key) >= 1, key, ">= 1", getattr(self, key))
-        terms = ("intensity", "structure", "detail", "ssim", "target", "base")
+        terms = ("intensity", "structure", "detail", "ssim", "target", "base", "correlation")
         _require(
             any(getattr(self.loss, key) > 0 for key in terms), "loss", "a weight above 0 for at least one term of the fused picture", "none"
         )
@@ -331,20 +336,48 @@ def parse_config(document: dict, where: str) -> TrainingConfig:
     return _typed(TrainingConfig, values, where)
 
 
+def recipe_path(name: str | Path) -> Path:
+    """A YAML file as given, or that of a shipped recipe (``config/train/NAME.yaml``) where the name has no suffix."""
+    path = Path(name)
+    return path if path.suffix else shared_directory() / "config" / "train" / f"{name}.yaml"
+
+
 def read_config(path: str | Path) -> TrainingConfig:
     """Reads a YAML file; see :func:`parse_config`.
 
+    ``based_on: NAME`` begins with another recipe, a shipped one or a file beside this one (``other.yaml``): the keys of this file
+    replace its keys, section by section.
+
     Raises:
-        InputError: as :func:`parse_config`, or the file is missing or no YAML.
+        InputError: as :func:`parse_config`; a file is missing or no YAML, or it is based on itself.
     """
-    path = Path(path)
+    return parse_config(_read_document(Path(path), ()), str(path))
+
+
+def _read_document(path: Path, before: tuple[Path, ...]) -> dict:
+    if path.resolve() in before:
+        raise InputError(f"{path} is based on itself", got=" -> ".join(p.name for p in (*before, path)))
     try:
         document = yaml.safe_load(path.read_text())
     except OSError as error:
-        raise InputError(f"{path} cannot be read", got=error.strerror or str(error)) from error
+        asked = f", which {before[-1].name} is based on," if before else ""
+        raise InputError(f"{path}{asked} cannot be read", got=error.strerror or str(error)) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is no YAML", got=" ".join(str(error).split())) from error
-    return parse_config(document, str(path))
+    if not isinstance(document, dict) or "based_on" not in document:
+        return document
+    name = document.pop("based_on")
+    if not isinstance(name, str) or not name:
+        raise InputError(f"{path}: based_on has the wrong type", expected="name of a recipe or a file", got=repr(name))
+    base = recipe_path(name)
+    base = _read_document(base if base.is_absolute() else path.parent / base, (*before, path.resolve()))
+    if not isinstance(base, dict):
+        raise InputError(f"{name}, which {path.name} is based on, is not a mapping", expected="keys and values", got=type(base).__name__)
+    merged = dict(base)
+    for key, value in document.items():
+        both = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = {**base[key], **value} if both else value
+    return merged
 
 
 def _typed(cls: type, values: dict, where: str):

@@ -167,16 +167,61 @@ def magnitude(x):
     return np.sqrt((losses.derivative(x, "sobel").numpy() ** 2).sum(1) + (0.25 / 255) ** 2)
 
 
-def test_detail_compares_mean_magnitudes(scene):
+def box_mean(pictures, side):
+    kind = {"normalize": False, "borderType": cv2.BORDER_CONSTANT}
+    inside = cv2.boxFilter(np.ones(pictures.shape[-2:]), -1, (side, side), **kind)
+    return np.stack([cv2.boxFilter(x, -1, (side, side), **kind) / inside for x in pictures])
+
+
+def test_detail_compares_the_energy_of_edges(scene):
     visible, infrared, original, _ = scene
     f, v, i = (magnitude(x) for x in (original.fused, visible, infrared))
-    wanted = 1.2 * np.maximum(v, i) - 0.4 * np.minimum(v, i)
-    inside = cv2.boxFilter(np.ones(SIZE), -1, (11, 11), normalize=False, borderType=cv2.BORDER_CONSTANT)
-    means = [
-        cv2.boxFilter(x, -1, (11, 11), normalize=False, borderType=cv2.BORDER_CONSTANT) / inside for x in f - wanted
-    ]
+    wanted = np.maximum(1.2 * np.maximum(v, i) - 0.4 * np.minimum(v, i), 0)
+    rms = [np.sqrt(box_mean(x**2, 11) + (0.25 / 255) ** 2) for x in (f, wanted)]
     objective = only(detail=3.0, detail_keep=1.2, detail_yield=0.4)
-    assert value(objective.terms(*scene), "detail") == pytest.approx(3 * np.abs(means).mean(), rel=1e-9)
+    assert value(objective.terms(*scene), "detail") == pytest.approx(3 * np.abs(rms[0] - rms[1]).mean(), rel=1e-9)
+
+
+def test_more_detail_is_asked_for_in_sharper_pictures():
+    x = torch.linspace(0, 24 * np.pi, 160, dtype=torch.float64)
+    soft = (0.5 + 0.3 * torch.sin(x)).expand(1, 1, 96, 160)  # a period of 13 px
+    sharp = (0.5 + 0.05 * torch.sin(5 * x)).expand(1, 1, 96, 160)  # 2.7 px: halving averages it away
+    flat = torch.full_like(soft, 0.5)
+    inner = (..., slice(8, -8), slice(24, -24))
+    found = {}
+    for name, shown in (("soft", soft), ("sharp", sharp)):
+        for visible, infrared in ((shown, flat), (flat, shown)):
+            strength = losses.gradient_strength(shown)
+            found[name] = losses.sharpness(visible, infrared, strength)
+        asked = only(detail=1.0, detail_keep=1.0, detail_yield=0.0, detail_sharp=0.5)
+        factor = 1 + 0.5 * (found[name][inner].mean() - 0.75)
+        right = Output(0.5 + factor * (shown - 0.5), [])
+        off = Output(0.5 + (factor + 0.2) * (shown - 0.5), [])
+        loss = [float(asked._detail(o.fused[inner], shown[inner], flat[inner])) for o in (right, off)]
+        assert loss[0] < 0.25 * loss[1], name
+    # The mean slope of a sine sampled at steps of h, by central differences: sin(2 pi h / T) / h.
+    slope = lambda period, step: np.sin(2 * np.pi * step / period) / step
+    period = 160 / 12
+    # Averaging two samples weakens a wave by cos(pi / T); in halved pixels the period is half as long.
+    expected = slope(period, 1) / (2 * slope(period, 2) * np.cos(np.pi / period))
+    assert float(found["soft"][inner].mean()) == pytest.approx(expected, rel=0.03)
+    assert float(found["sharp"][inner].min()) == 1.4, "the limit"
+
+
+def test_correlation(scene):
+    visible, infrared, original, variants = scene
+    expected = sum(
+        2 - np.corrcoef(f, v)[0, 1] - np.corrcoef(f, i)[0, 1]
+        for f, v, i in zip(*(x.flatten(1).numpy() for x in (original.fused, visible, infrared)))
+    )
+    objective = only(correlation=3.0)
+    assert value(objective.terms(*scene), "correlation") == pytest.approx(3 * expected / 2, rel=1e-4)
+    # Neither brightness nor contrast is asked for, and a flat picture is no reason to divide by nothing.
+    assert value(objective.terms(visible, 0.5 * visible + 0.3, Output(0.2 + 0.4 * visible, []), variants), "correlation") < 3e-3  # the floor under the deviation
+    flat = torch.full_like(visible, 0.3, requires_grad=True)
+    loss = objective.terms(visible, visible, Output(flat, []), variants)["correlation"]
+    loss.backward()
+    assert loss == 6.0 and torch.isfinite(flat.grad).all()
 
 
 def test_overshoot_counts_false_edges_only(scene):
