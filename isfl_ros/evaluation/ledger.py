@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from isfl_ros.errors import InputError
 from isfl_ros.io.staging import write_bytes
 
 
@@ -17,13 +18,24 @@ class Ledger:
         Args:
             path: file, need not exist.
             key: fields of a line that tell it from the others.
+
+        Raises:
+            InputError: a line that was written to its end is damaged.
         """
         self._path, self._key = path, key
         self._lines: dict[tuple[str, ...], dict[str, str]] = {}
         lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else [""]
-        for text in lines[:-1]:  # an interrupted write leaves a last line without its end
-            line = json.loads(text)
-            self._lines[tuple(line[field] for field in key)] = line
+        for number, text in enumerate(lines[:-1], 1):  # an interrupted write leaves a last line without its end
+            try:
+                line = json.loads(text)
+                self._lines[tuple(line[field] for field in key)] = line
+            except (ValueError, KeyError, TypeError) as error:
+                raise InputError(
+                    f"{path} is damaged in line {number}",
+                    expected=f"a JSON object with {', '.join(key)}",
+                    got=repr(text[:80]),
+                    do="remove that line: what it stood for is made again",
+                ) from error
 
     def find(self, *key: str) -> dict[str, str] | None:
         """The line of a key."""

@@ -10,14 +10,10 @@ import cv2
 import numpy as np
 
 from isfl_ros.evaluation.metrics import check_picture
-from isfl_ros.io.labels import PERSON_CLASS, read_label  # noqa: F401  (training reads the same labels)
+from isfl_ros.io.labels import PERSON_CLASS, PERSON_CONTRAST, PERSON_RING_PX, read_label  # noqa: F401  (read_label for scoring)
 
 MIN_AREA_PX = 80
 """Smaller connected components are too small to measure."""
-RING_PX = 10
-"""Width of the ring: what a dilation with a disk of this radius (21x21 ellipse kernel) adds to the component."""
-MIN_SOURCE_CONTRAST = 10.0
-"""Grey levels; a person that neither source shows any better than this says nothing about the fusion."""
 
 
 def person_contrast(
@@ -27,7 +23,7 @@ def person_contrast(
 
     A person is an 8-connected component of at least :data:`MIN_AREA_PX` pixels of class :data:`PERSON_CLASS`. The
     pixels of other people (of any area) are left out of its ring; a person whose ring has no pixel is left out, and
-    one whose contrast is below :data:`MIN_SOURCE_CONTRAST` in both sources.
+    one whose contrast is below :data:`~isfl_ros.io.labels.PERSON_CONTRAST` in both sources.
 
     Args:
         fused: (H, W) uint8 fused luma.
@@ -46,14 +42,16 @@ def person_contrast(
         check_picture(name, picture, fused.shape)
     people = (label == PERSON_CLASS).astype(np.uint8)
     count, components, stats, _ = cv2.connectedComponentsWithStats(people, connectivity=8)
-    disk = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * RING_PX + 1, 2 * RING_PX + 1))
+    # The ring is what dilation with a disk adds.
+    disk = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * PERSON_RING_PX + 1, 2 * PERSON_RING_PX + 1))
     ratios = []
     for index in range(1, count):  # 0 is the background
         left, top, width, height, area = stats[index]
         if area < MIN_AREA_PX:
             continue
         window = (
-            slice(max(top - RING_PX, 0), top + height + RING_PX), slice(max(left - RING_PX, 0), left + width + RING_PX)
+            slice(max(top - PERSON_RING_PX, 0), top + height + PERSON_RING_PX),
+            slice(max(left - PERSON_RING_PX, 0), left + width + PERSON_RING_PX),
         )
         inside = components[window] == index
         ring = (cv2.dilate(inside.astype(np.uint8), disk) > 0) & (people[window] == 0)
@@ -64,7 +62,7 @@ def person_contrast(
             return abs(float(picture[window][inside].mean()) - float(picture[window][ring].mean()))
 
         in_sources = max(contrast(infrared), contrast(visible_luma))
-        if in_sources >= MIN_SOURCE_CONTRAST:
+        if in_sources >= PERSON_CONTRAST:
             ratios.append(contrast(fused) / in_sources)
     return ratios
 

@@ -12,6 +12,10 @@ from isfl_ros.io.folders import read_rgb
 
 PERSON_CLASS = 2
 """Index of a person in the class-index label pictures (MSRS)."""
+PERSON_RING_PX = 10
+"""Width of the ring around a person against which its contrast is taken."""
+PERSON_CONTRAST = 10.0
+"""Grey levels; a person that neither source shows any better than this says nothing about a fused picture."""
 MOST_PERSONS = 32767
 """Persons of one picture that can be numbered; training holds the numbers in 16 bits with a sign."""
 

@@ -50,6 +50,8 @@ class Batch(NamedTuple):
     people: Tensor | None
     """Numbers of the labelled persons (B, 1, P, P) int16: 0 where nobody is, else 1, 2, ... in every sample; 0 all over
     where a pair has no label. None where no training pair has one."""
+    people_counts: tuple[int, ...] | None = None
+    """Persons of each sample: counted here, so that nobody has to wait for a GPU to tell."""
 
 
 def usable_cores() -> int:
@@ -120,7 +122,10 @@ class PatchSampler:
             if numbers is not None:
                 people[place, 0] = _renumber(numbers)
         visible, infrared = torch.from_numpy(pictures)
-        return Batch(visible, infrared, None if people is None else torch.from_numpy(people))
+        if people is None:
+            return Batch(visible, infrared, None)
+        counts = tuple(int(numbers.max()) for numbers in people)
+        return Batch(visible, infrared, torch.from_numpy(people), counts)
 
     def _order(self, epoch: int) -> np.ndarray:
         return sample_rng(self.seed, epoch, 0, _STREAM_ORDER).permutation(len(self.pairs))
@@ -158,7 +163,8 @@ def to_device(batch: Batch, device: torch.device | str) -> Batch:
     visible, infrared = (
         x.to(device, non_blocking=True).to(torch.float32).mul_(1.0 / 255.0) for x in (batch.visible, batch.infrared)
     )
-    return Batch(visible, infrared, None if batch.people is None else batch.people.to(device, non_blocking=True))
+    people = None if batch.people is None else batch.people.to(device, non_blocking=True)
+    return Batch(visible, infrared, people, batch.people_counts)
 
 
 def _renumber(numbers: np.ndarray) -> np.ndarray:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from isfl_ros.io.labels import PERSON_CONTRAST, PERSON_RING_PX
 from isfl_ros.network.model import mean_gate
 from isfl_ros.training.config import VARIANTS, LossConfig
 from isfl_ros.training.interventions import Masks
@@ -35,11 +37,8 @@ _DETAIL_WINDOW = 11
 _SMOOTH = 0.25 / 255.0
 # Sharpness (below) at which the detail term asks for just what its factors say.
 _USUAL_SHARPNESS = 0.75
-# Smallest part of a labelled person that is looked at (a patch may cut the rest off), ring around it, and contrast below which
-# neither source shows the person: as in the person contrast of the evaluation, but for the area and the square ring.
+# Smallest part of a labelled person that is looked at: half of what the evaluation asks for, since a patch may cut the rest off.
 _PERSON_AREA = 40
-_PERSON_RING = 10
-_PERSON_CONTRAST = 10.0 / 255.0
 # Standard deviation of a picture below which noise is what would be correlated: half a grey level.
 _FLAT = 0.5 / 255.0
 # Thermal contrast against the surroundings that counts as fully salient: 20 grey levels.
@@ -77,6 +76,7 @@ class Objective:
         *,
         variant_weight: float = 1.0,
         people: Tensor | None = None,
+        people_counts: Sequence[int] | None = None,
     ) -> dict[str, Tensor]:
         """Weighted terms.
 
@@ -86,13 +86,16 @@ class Objective:
             variants: intervention name -> its masks and pass.
             variant_weight: factor on terms of the interventions (inverse of the part of them that was drawn).
             people: (B, 1, H, W) integer numbers of labelled persons, 0 elsewhere; None: no labels.
+            people_counts: see :func:`people_contrast`.
 
         Every term is a mean over the samples of the batch: parts of it can be computed apart and averaged.
         """
         config = self.config
         out = self.fusion_terms(original.fused, visible, infrared)
         if config.people and people is not None:
-            out["people"] = config.people * people_contrast(original.fused, visible, infrared, people)
+            out["people"] = config.people * people_contrast(
+                original.fused, visible, infrared, people, people_counts
+            )
         if config.alpha:
             consistency = self._consistency(original, variants) * variant_weight
             out["consistency"] = config.alpha * consistency
@@ -355,7 +358,9 @@ def hot_target(fused: Tensor, infrared: Tensor) -> Tensor:
     return ((contrast_fused - contrast_infrared).abs() * near).mean()
 
 
-def people_contrast(fused: Tensor, visible: Tensor, infrared: Tensor, people: Tensor) -> Tensor:
+def people_contrast(
+    fused: Tensor, visible: Tensor, infrared: Tensor, people: Tensor, counts: Sequence[int] | None = None
+) -> Tensor:
     """Loss of the contrast of labelled persons: sum over the persons of the batch, over its size.
 
     Contrast is mean inside minus mean of the ring outside (a square one, where the evaluation has a disk). A person costs the part of the
@@ -365,20 +370,27 @@ def people_contrast(fused: Tensor, visible: Tensor, infrared: Tensor, people: Te
     Args:
         fused, visible, infrared: (B, 1, H, W) in [0, 1].
         people: (B, 1, H, W) integers, 0 where nobody is, else a number for each person of the sample.
+        counts: largest number of each sample; None looks it up, for which a GPU has to be waited for.
     """
+    if counts is None:
+        counts = people.flatten(1).amax(dim=1).tolist()
     total = fused.new_zeros(())
-    for sample in torch.nonzero(people.flatten(1).any(dim=1)).flatten().tolist():
-        numbers, areas = torch.unique(people[sample], return_counts=True)
-        for number in numbers[(numbers > 0) & (areas >= _PERSON_AREA)]:
-            inside = people[sample] == number
-            near = F.max_pool2d(inside.to(fused.dtype), 2 * _PERSON_RING + 1, stride=1, padding=_PERSON_RING) > 0
-            ring = near & (people[sample] == 0)
-            if not ring.any():
-                continue
-            contrasts = [x[sample][inside].mean() - x[sample][ring].mean() for x in (fused, visible, infrared)]
-            wanted = max(contrasts[1:], key=abs)
-            if abs(wanted) >= _PERSON_CONTRAST:
-                total = total + F.relu(1.0 - contrasts[0] / wanted)
+    for number in range(1, max(counts) + 1):
+        # The n-th persons of all samples at once. Nothing here asks the device for a value: what does not count is masked.
+        samples = [sample for sample, count in enumerate(counts) if count >= number]
+        numbers = people[samples]
+        inside = (numbers == number).to(fused.dtype)
+        ring = _dilate(inside, PERSON_RING_PX) * (numbers == 0)
+        area, ring_area = inside.sum(dim=(1, 2, 3)), ring.sum(dim=(1, 2, 3))
+        in_fused, in_visible, in_infrared = (
+            (x[samples] * inside).sum(dim=(1, 2, 3)) / area.clamp(min=1)
+            - (x[samples] * ring).sum(dim=(1, 2, 3)) / ring_area.clamp(min=1)
+            for x in (fused, visible, infrared)
+        )
+        wanted = torch.where(in_visible.abs() >= in_infrared.abs(), in_visible, in_infrared)
+        counted = (area >= _PERSON_AREA) & (ring_area > 0) & (wanted.abs() >= PERSON_CONTRAST / 255.0)
+        lost = F.relu(1.0 - in_fused / torch.where(counted, wanted, 1.0))
+        total = total + torch.where(counted, lost, 0.0).sum()
     return total / fused.shape[0]
 
 
@@ -397,6 +409,12 @@ def gate_entropy(gate: Tensor, kind: str) -> Tensor:
     p = gate.flatten(1) + eps
     p = p / p.sum(dim=1, keepdim=True)
     return -(p * p.log()).sum(dim=1) / torch.log(torch.tensor(float(p.shape[1]), device=p.device))
+
+
+def _dilate(mask: Tensor, radius: int) -> Tensor:
+    side = 2 * radius + 1  # one direction after the other, as below
+    rows = F.max_pool2d(mask, (1, side), stride=1, padding=(0, radius))
+    return F.max_pool2d(rows, (side, 1), stride=1, padding=(radius, 0))
 
 
 def _box_mean(picture: Tensor, radius: int) -> Tensor:

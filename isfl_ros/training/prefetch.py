@@ -33,7 +33,7 @@ def pin(batch: Batch, device: torch.device) -> Batch:
     if device.type != "cuda":
         return batch
     with torch.cuda.device(device):  # a thread starts at GPU 0, on which it would leave memory
-        return Batch(*(None if x is None else x.pin_memory() for x in batch))
+        return Batch(*(x.pin_memory() if isinstance(x, torch.Tensor) else x for x in batch))
 
 
 class Prefetcher(Generic[T]):

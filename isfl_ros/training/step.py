@@ -161,7 +161,13 @@ class Learner:
             variants[name] = (masks, output)
         weight = len(config.interventions.active()) / len(names) if names else 1.0
         terms = self.objective.terms(
-            batch.visible, batch.infrared, original, variants, variant_weight=weight, people=batch.people
+            batch.visible,
+            batch.infrared,
+            original,
+            variants,
+            variant_weight=weight,
+            people=batch.people,
+            people_counts=batch.people_counts,
         )
         if differences:
             terms["distillation"] = config.distillation.weight * torch.stack(differences).mean()

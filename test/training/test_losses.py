@@ -282,6 +282,31 @@ def test_people_term_leaves_out_others_from_the_ring_and_small_parts():
     assert float(losses.people_contrast(f, v, i, people)) == 0.0
 
 
+def test_people_of_a_batch_cost_what_they_cost_one_by_one():
+    random = np.random.default_rng(3)
+    v, i, f = (torch.from_numpy(random.uniform(0.3, 0.7, (3, 1, 64, 72))) for _ in range(3))
+    numbers = np.zeros((3, 64, 72), np.int16)
+    boxes = {0: [(4, 4, 12, 9), (40, 30, 8, 8), (20, 60, 20, 12)], 2: [(0, 0, 10, 10), (50, 60, 3, 3)]}  # height, width last
+    expected = 0.0
+    for sample, of_sample in boxes.items():
+        for number, (top, left, height, width) in enumerate(of_sample, 1):
+            numbers[sample, top : top + height, left : left + width] = number
+            for x in (v, i, f):
+                x[sample, 0, top : top + height, left : left + width] += random.uniform(-0.3, 0.3)
+    for sample, of_sample in boxes.items():
+        for number, (top, left, height, width) in enumerate(of_sample, 1):
+            inside = numbers[sample] == number
+            ring = cv2.dilate(inside.astype(np.uint8), np.ones((21, 21))).astype(bool) & (numbers[sample] == 0)
+            contrasts = [float(x[sample, 0][inside].mean() - x[sample, 0][ring].mean()) for x in (f, v, i)]
+            wanted = max(contrasts[1:], key=abs)
+            if inside.sum() >= 40 and abs(wanted) >= 10 / 255:
+                expected += max(0.0, 1 - contrasts[0] / wanted)
+    assert expected > 0.5, "somebody must be lost here"
+    people = torch.from_numpy(numbers)[:, None]
+    for counts in (None, (3, 0, 2)):
+        assert float(losses.people_contrast(f, v, i, people, counts)) == pytest.approx(expected / 3, rel=1e-9)
+
+
 def test_people_term_is_in_the_sum_where_there_are_labels():
     v, i, f, people = person_scene(0.5, 0.9, 0.6)
     objective = only(people=2.0, intensity=1.0)
