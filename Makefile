@@ -65,6 +65,11 @@ train-full: $(READY) ## the full schedule of models/isfl on a GPU, then its tabl
 	    roadscene_val=$(DATA)/MANIFEST.csv:set=roadscene,use=val tno=$(DATA)/MANIFEST.csv:set=tno m3fd=$(DATA)/MANIFEST.csv:set=m3fd \
 	    msrs=$(DATA)/MANIFEST.csv:set=msrs_test,outside=00130..01190
 
+.PHONY: ablation
+ABLATION ?= readings
+ablation: $(READY) ## train the variants of config/ablations/ABLATION.yaml into runs/ABLATION and compare them (ARGS='--only NAME --seeds 0 1 2')
+	$(BIN)/python -m isfl_ros.benchmarks.ablation $(ABLATION) --data $(DATA) --out runs/$(ABLATION) $(ARGS)
+
 .PHONY: soak
 SOAK ?= runs/soak
 soak: $(READY) ## 20 minutes sustained, 20 overloaded, 200 lifecycle cycles, over real DDS, into SOAK (ARGS='--parts lifecycle --minutes 5')

@@ -141,7 +141,7 @@ class LossConfig:
     base: float = 0.0
     """Weight of the base term: brightness of the surroundings is the mean of the two pictures'; not in the paper."""
     correlation: float = 0.0
-    """Weight of (1 - correlation(F, vi)) + (1 - correlation(F, ir)) over a patch; not in the paper."""
+    """Weight of (1 - correlation(F, vi)) + (1 - correlation(F, ir)) over a patch, less for a flat source; not in the paper."""
     fidelity: float = 0.0
     """Weight of |F - surviving modality| where exactly one modality is valid; not in the paper."""
     undisturbed: float = 0.0
@@ -351,7 +351,25 @@ def read_config(path: str | Path) -> TrainingConfig:
     Raises:
         InputError: as :func:`parse_config`; a file is missing or no YAML, or it is based on itself.
     """
-    return parse_config(_read_document(Path(path), ()), str(path))
+    return parse_config(read_document(path), str(path))
+
+
+def read_document(path: str | Path) -> dict:
+    """A YAML file with the ones that it is based on: what :func:`read_config` parses.
+
+    Raises:
+        InputError: a file is missing or no YAML, or it is based on itself.
+    """
+    return _read_document(Path(path), ())
+
+
+def merge_documents(base: dict, changes: dict) -> dict:
+    """``base`` with the keys of ``changes`` in place of its own, section by section; neither is changed."""
+    merged = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = {**base[key], **value} if both else value
+    return merged
 
 
 def _read_document(path: Path, before: tuple[Path, ...]) -> dict:
@@ -372,12 +390,9 @@ def _read_document(path: Path, before: tuple[Path, ...]) -> dict:
     base = recipe_path(name)
     base = _read_document(base if base.is_absolute() else path.parent / base, (*before, path.resolve()))
     if not isinstance(base, dict):
-        raise InputError(f"{name}, which {path.name} is based on, is not a mapping", expected="keys and values", got=type(base).__name__)
-    merged = dict(base)
-    for key, value in document.items():
-        both = isinstance(value, dict) and isinstance(base.get(key), dict)
-        merged[key] = {**base[key], **value} if both else value
-    return merged
+        what = f"{name}, which {path.name} is based on, is not a mapping"
+        raise InputError(what, expected="keys and values", got=type(base).__name__)
+    return merge_documents(base, document)
 
 
 def _typed(cls: type, values: dict, where: str):

@@ -39,8 +39,8 @@ _SMOOTH = 0.25 / 255.0
 _USUAL_SHARPNESS = 0.75
 # Smallest part of a labelled person that is looked at: half of what the evaluation asks for, since a patch may cut the rest off.
 _PERSON_AREA = 40
-# Standard deviation of a picture below which noise is what would be correlated: half a grey level.
-_FLAT = 0.5 / 255.0
+# Standard deviation at which a source counts half in the correlation term.
+_FLAT = 8.0 / 255.0
 # Thermal contrast against the surroundings that counts as fully salient: 20 grey levels.
 _TARGET_CONTRAST = 20.0 / 255.0
 
@@ -128,8 +128,8 @@ class Objective:
         if config.target:
             out["target"] = config.target * hot_target(fused, infrared)
         if config.correlation:
-            both = correlation(fused, visible) + correlation(fused, infrared)
-            out["correlation"] = config.correlation * (2.0 - both).mean()
+            lost = uncorrelated(fused, visible) + uncorrelated(fused, infrared)
+            out["correlation"] = config.correlation * lost.mean()
         if config.base:
             difference = fused - 0.5 * (visible + infrared)
             out["base"] = config.base * _l1(_box_mean(difference, _SURROUNDINGS // 2))
@@ -334,14 +334,17 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     return ((2 * mean_a * mean_b + c1) * (2 * covariance + c2)) / ((mean_a**2 + mean_b**2 + c1) * (variances + c2))
 
 
-def correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Pearson's correlation of two pictures (B, 1, H, W) in [0, 1], sample by sample: (B,) in [-1, 1].
+def uncorrelated(fused: Tensor, source: Tensor) -> Tensor:
+    """1 minus Pearson's correlation of two pictures (B, 1, H, W) in [0, 1], sample by sample: (B,) in [0, 2].
 
-    Unlike a difference it asks nothing of brightness and contrast. Where a picture is flat there is nothing to correlate: 0.
+    Unlike a difference it asks nothing of brightness and contrast. The flatter a source, the less it counts, down to 0 where it is
+    constant: what a dark, empty patch correlates with is noise, and the gradient would grow as the picture gets flatter.
     """
-    a, b = (x.flatten(1) - x.flatten(1).mean(dim=1, keepdim=True) for x in (a, b))
-    flat = a.shape[1] * _FLAT**2
-    return (a * b).sum(1) / ((a**2).sum(1) + flat).sqrt() / ((b**2).sum(1) + flat).sqrt()
+    a, b = (x.flatten(1) - x.flatten(1).mean(dim=1, keepdim=True) for x in (fused, source))
+    var_a, var_b = (a**2).mean(1), (b**2).mean(1)
+    floor = (0.1 * _FLAT) ** 2
+    correlation = (a * b).mean(1) / ((var_a + floor) * (var_b + floor)).sqrt()
+    return (1.0 - correlation) * var_b / (var_b + _FLAT**2)
 
 
 def hot_target(fused: Tensor, infrared: Tensor) -> Tensor:

@@ -210,18 +210,29 @@ def test_more_detail_is_asked_for_in_sharper_pictures():
 
 def test_correlation(scene):
     visible, infrared, original, variants = scene
-    expected = sum(
-        2 - np.corrcoef(f, v)[0, 1] - np.corrcoef(f, i)[0, 1]
-        for f, v, i in zip(*(x.flatten(1).numpy() for x in (original.fused, visible, infrared)))
-    )
+    expected = 0.0
+    for source in (visible, infrared):
+        for f, x in zip(original.fused.flatten(1).numpy(), source.flatten(1).numpy()):
+            expected += (1 - np.corrcoef(f, x)[0, 1]) * x.var() / (x.var() + (8 / 255) ** 2) / 2
     objective = only(correlation=3.0)
-    assert value(objective.terms(*scene), "correlation") == pytest.approx(3 * expected / 2, rel=1e-4)
-    # Neither brightness nor contrast is asked for, and a flat picture is no reason to divide by nothing.
-    assert value(objective.terms(visible, 0.5 * visible + 0.3, Output(0.2 + 0.4 * visible, []), variants), "correlation") < 3e-3  # the floor under the deviation
-    flat = torch.full_like(visible, 0.3, requires_grad=True)
-    loss = objective.terms(visible, visible, Output(flat, []), variants)["correlation"]
-    loss.backward()
-    assert loss == 6.0 and torch.isfinite(flat.grad).all()
+    assert value(objective.terms(*scene), "correlation") == pytest.approx(3 * expected, rel=1e-4)
+    # Neither brightness nor contrast is asked for.
+    same = objective.terms(visible, 0.5 * visible + 0.3, Output(0.2 + 0.4 * visible, []), variants)
+    assert value(same, "correlation") < 5e-3  # what keeps the roots off 0
+    opposite = objective.terms(visible, visible, Output(1 - visible, []), variants)
+    assert value(opposite, "correlation") == pytest.approx(3 * 4, rel=0.02)
+
+
+def test_correlation_of_flat_pictures_has_a_gradient_that_is_a_number(scene):
+    visible, *_, variants = scene
+    objective, flat = only(correlation=1.0), torch.full_like(visible, 0.3)
+    for sources in ((flat, flat), (visible, flat), (flat + 0.5 / 255 * visible, flat)):
+        fused = flat.clone().requires_grad_(True)
+        loss = objective.terms(*sources, Output(fused, []), variants)["correlation"]
+        loss.backward()
+        assert torch.isfinite(fused.grad).all()
+        if sources[0] is not visible:
+            assert float(loss.detach()) < 0.01, "there is nothing to be seen"
 
 
 def test_overshoot_counts_false_edges_only(scene):
