@@ -63,7 +63,7 @@ class BenchmarkConfig:
     precisions: tuple[str, ...] = (PRECISION_CHOICES[0],)
     """Names, ``auto``, or ``all``."""
     against: str = PLAIN
-    """``plain``, or a second model, which then runs as it would by itself on the device."""
+    """``plain``, or a second model, which then runs as it would by itself on the device, and in its plain formulation."""
     frames: int = 30
     """Counted frames of every contender."""
     warm_up: int = 5
@@ -225,6 +225,10 @@ class _Run:
         if self.rival is not None:
             rival = list(contenders_of(self.rival[0], pairs, self.rival[1]).values())[-1]
             opponents[self._against_name()] = rival
+            if not why_no_plain(self.rival[0]):
+                variant = PLAIN_VARIANTS[self.device][0]
+                written_down = Plain(self.rival[0], pairs, device=self.device, variant=variant)
+                opponents[f"{variant} of {self._against_name()}"] = written_down
         samples = take_turns(
             modes | opponents, clock_of(self.device), frames=self.config.frames, warm_up=self.config.warm_up
         )

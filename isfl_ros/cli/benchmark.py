@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--against",
         default=config.against,
         metavar="plain|MODEL",
-        help=f"{PLAIN}: eager torch, nothing folded or fused; or a second model besides (default: %(default)s)",
+        help=f"{PLAIN}: eager torch, nothing folded or fused; or a second model besides, and that one plain (default: %(default)s)",
     )
     parser.add_argument("--frames", type=int, default=config.frames, help="counted frames (default: %(default)s)")
     parser.add_argument(

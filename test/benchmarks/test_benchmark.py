@@ -351,7 +351,7 @@ def test_second_model_is_an_opponent_besides(tmp_path):
     assert benchmark(ours, "--against", str(other), *more) == 0
     document = json.loads((tmp_path / "out.json").read_text())
     row = document["network"][0]
-    assert set(row["opponents"]) == {"plain", "model other"}
+    assert set(row["opponents"]) == {"plain", "model other", "plain of model other"}
     assert row["picture_apart_from_opponent"]["max_abs_diff"] > 1e-3 > row["max_abs_diff"]
     assert set(document["frame"][0]["opponents"]) == {"model other"}
     assert str(tmp_path) not in json.dumps(document), "no paths of this machine"
