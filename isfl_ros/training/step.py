@@ -21,6 +21,8 @@ from isfl_ros.training.losses import Objective, Output
 from isfl_ros.training.teacher import Teacher
 
 _STREAM_LAYERS = 5
+_DIVERGED = 1e7
+"""Norm of a gradient, unscaled and before clipping, that no run comes back from; usual ones are 0.01 to 1000."""
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
@@ -92,8 +94,8 @@ class Learner:
             ``loss`` and its weighted terms, averaged over all processes.
 
         Raises:
-            InputError: the loss or the gradient is not finite (the weights are left as they were), or another process
-                failed.
+            InputError: the loss or the gradient is not finite or beyond any measure (the weights are left as they were),
+                or another process failed.
         """
         config = self.config
         for group in self.optimizer.param_groups:
@@ -218,6 +220,14 @@ class Learner:
         # An infinite gradient under a scaled loss is the scaler's business: it leaves the step out and scales less.
         elif not math.isfinite(self.gradient_norm) and not self.scaler.is_enabled():
             what, got = "gradient", f"norm {self.gradient_norm}"
+        elif math.isfinite(self.gradient_norm) and self.gradient_norm > _DIVERGED:
+            # Clipping hides it for hundreds of steps, in which the network is lost already.
+            raise InputError(
+                f"the run diverges at step {step}",
+                expected=f"a gradient of a norm up to {_DIVERGED:.0e}",
+                got=f"{self.gradient_norm:.1e}",
+                do="lower optimizer.lr or batchnorm_freeze later, and begin anew or with an earlier checkpoint",
+            )
         else:
             return
         raise InputError(
