@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from isfl_ros.ops.gated_blend import NEGATIVE_SLOPE
-
-
-NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
 class ConvNormAct(nn.Module):
@@ -26,24 +22,6 @@ class ConvNormAct(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.norm(self.conv(x)))
-
-    @torch.no_grad()
-    def balance_norm(self) -> None:
-        """Moves the scale of the running statistics from the norm into the convolution; in evaluation mode the block stays
-        what it is.
-
-        A channel of tiny variance is divided by it. While the norm follows the convolution that is harmless; once it is
-        frozen, the smallest change of the convolution is blown up by hundreds, and training diverges. Afterwards the norm's
-        factor is 1, and what the convolution learns is what comes out.
-        """
-        if isinstance(self.norm, NORMS):
-            norm, conv = self.norm, self.conv
-            scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-            conv.weight.mul_(scale[:, None, None, None])
-            conv.bias.mul_(scale)
-            norm.running_mean.mul_(scale)
-            norm.running_var.fill_(1.0 - norm.eps)
-            norm.weight.fill_(1.0)
 
     def fold_norm(self) -> None:
         """Folds the running statistics into the convolution: exact in evaluation mode, and one-way."""

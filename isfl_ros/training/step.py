@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from isfl_ros.errors import InputError
 from isfl_ros.network.checkpoint import check_tensors, load_model
-from isfl_ros.network.layers import NORMS, ConvNormAct
 from isfl_ros.resources import resolve_model
 from isfl_ros.training import losses
 from isfl_ros.training.config import TrainingConfig
@@ -22,6 +21,7 @@ from isfl_ros.training.losses import Objective, Output
 from isfl_ros.training.teacher import Teacher
 
 _STREAM_LAYERS = 5
+_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 _DIVERGED = 1e7
 """Norm of a gradient, unscaled and before clipping, that no run comes back from; usual ones are 0.01 to 1000."""
 
@@ -199,16 +199,10 @@ class Learner:
 
     def _set_norm_mode(self, step: int) -> None:
         self.network.train()
-        if not self._norms_are_frozen(step):
-            return
-        first = not self._norms_are_frozen(step - 1) or step == 0
-        for module in self.network.modules():
-            if first and isinstance(module, ConvNormAct):
-                module.balance_norm()
-            if isinstance(module, NORMS):
-                module.eval()
-        if first:
-            self.optimizer.state.clear()  # moments of gradients that had another scale
+        if self._norms_are_frozen(step):
+            for module in self.network.modules():
+                if isinstance(module, _NORMS):
+                    module.eval()
 
     def _norms_are_frozen(self, step: int) -> bool:
         return step >= self.config.batchnorm_freeze * self.config.steps
@@ -217,7 +211,7 @@ class Learner:
         """Running statistics that this step may have moved: every process by its own samples."""
         if self._norms_are_frozen(step):
             return []
-        norms = [module for module in self.network.modules() if isinstance(module, NORMS)]
+        norms = [module for module in self.network.modules() if isinstance(module, _NORMS)]
         return [statistic for norm in norms for statistic in (norm.running_mean, norm.running_var)]
 
     def _check_finite(self, step: int, terms: dict[str, float], loss: float) -> None:
@@ -263,7 +257,7 @@ def _statistics(network: nn.Module, move: bool) -> Iterator[None]:
     if move:
         yield
         return
-    norms = [(m, m.momentum) for m in network.modules() if isinstance(m, NORMS)]
+    norms = [(m, m.momentum) for m in network.modules() if isinstance(m, _NORMS)]
     for module, _ in norms:
         module.momentum = 0.0
     try:
