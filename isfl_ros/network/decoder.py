@@ -25,6 +25,25 @@ class DecoderStage(nn.Module):
         return self.convs(raised) + fine
 
 
+class _Bounded(torch.autograd.Function):
+    """A picture bounded to [0, 1] whose pixels beyond feel what pulls them back, and not what pushes them further.
+
+    With the gradient of a clamp a pixel that has left the range never comes back. With all of the gradient passed, whatever
+    wants more contrast pushes it on for ever, since what it gets stays the same: the coefficients grow until training diverges.
+    """
+
+    @staticmethod
+    def forward(ctx, picture: Tensor) -> Tensor:
+        ctx.save_for_backward(picture)
+        return picture.clamp(0.0, 1.0)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        (picture,) = ctx.saved_tensors
+        away = ((picture > 1.0) & (gradient < 0.0)) | ((picture < 0.0) & (gradient > 0.0))
+        return gradient.masked_fill(away, 0.0)
+
+
 class SigmoidHead(nn.Module):
     """Last convolution and sigmoid (paper, section 3.3): features (B, C, H, W) to fused luma (B, 1, H, W) in (0, 1).
 
@@ -68,9 +87,7 @@ class AffineHead(nn.Module):
                 coefficients = raised[..., : visible.shape[-2], : visible.shape[-1]]
             of_visible, of_infrared, offset = coefficients.split(1, dim=1)
             fused = of_visible * visible + of_infrared * infrared + offset
-            bounded = fused.clamp(0.0, 1.0)
-            # Straight through in training: a pixel that has left the range still feels where it should go.
-            return fused + (bounded - fused).detach() if self.training else bounded
+            return _Bounded.apply(fused) if self.training else fused.clamp(0.0, 1.0)
 
 
 def reduce_picture(picture: Tensor, reduction: int) -> Tensor:

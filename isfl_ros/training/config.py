@@ -270,8 +270,7 @@ class TrainingConfig:
     batchnorm_update: str = "all"
     """Which passes move the running statistics: ``all`` (release) or ``original``."""
     batchnorm_freeze: float = 1.0
-    """Part of the run after which running statistics are frozen and used; 1 never freezes, 0 from the first step. Without live norms
-    nothing scales a step back: the learning rate must be low by then (1e-4 with a batch of 8), or the run diverges."""
+    """Part of the run after which running statistics are frozen and used; 1 never freezes, 0 from the first step."""
     batchnorm_sync: bool = False
     """With several processes on GPUs: batch statistics of a pass over all of them. Without, every process normalises by its own
     samples, and the running statistics are averaged over the processes after each step."""

@@ -226,7 +226,7 @@ class Learner:
                 f"the run diverges at step {step}",
                 expected=f"a gradient of a norm up to {_DIVERGED:.0e}",
                 got=f"{self.gradient_norm:.1e}",
-                do="lower optimizer.lr or batchnorm_freeze later, and begin anew or with an earlier checkpoint",
+                do="lower optimizer.lr, and begin anew or with an earlier model (initial)",
             )
         else:
             return

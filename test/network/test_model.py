@@ -11,6 +11,7 @@ from isfl_ros.errors import InputError
 from isfl_ros.network import cfi
 from isfl_ros.network.checkpoint import load_model
 from isfl_ros.network.config import ARCHITECTURES, IsflConfig
+from isfl_ros.network.decoder import AffineHead
 from isfl_ros.network.model import IsflNet, for_inference, mean_gate
 from isfl_ros.network.plain import plain_forward, shape_of
 from isfl_ros.network.release import read_release
@@ -234,3 +235,19 @@ def test_prepared_network_runs_in_every_implementation(implementation, kernel_de
     for got, want in zip(gates, wanted_gates, strict=True):
         assert relative(got, want) <= 1e-5
     assert blends == (["triton"] * 3 if implementation == "triton" else []), "the gate and blend of each scale"
+
+
+def test_pixels_beyond_the_range_are_pulled_back_and_not_pushed_on():
+    head = AffineHead(IsflConfig(width=2, head="affine")).train()
+    picture = torch.full((1, 1, 4, 6), 0.5)
+    with torch.no_grad():
+        head.conv.weight.zero_()
+        head.conv.bias.zero_()
+    for offset, push, felt in ((1.5, -1.0, 0.0), (1.5, 1.0, 1.0), (-0.5, 1.0, 0.0), (-0.5, -1.0, -1.0), (0.4, 1.0, 1.0), (0.4, -1.0, -1.0)):
+        with torch.no_grad():
+            head.conv.bias[2] = offset
+        head.zero_grad()
+        fused = head(torch.zeros(1, 2, 4, 6), picture, picture)
+        assert torch.equal(fused, torch.full_like(fused, min(max(offset, 0.0), 1.0)))
+        (push * fused).sum().backward()  # descent moves the picture against the sign of push
+        assert float(head.conv.bias.grad[2]) == pytest.approx(felt * fused.numel())
