@@ -23,7 +23,9 @@ from isfl_ros.training.teacher import Teacher
 _STREAM_LAYERS = 5
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 _DIVERGED = 1e7
-"""Norm of a gradient, unscaled and before clipping, that no run comes back from; usual ones are 0.01 to 1000."""
+_DIVERGED_STEPS = 20
+"""Norm of the gradient, unscaled and before clipping, and steps in a row with more, that no run comes back from; usual norms are
+0.01 to 1000."""
 
 
 class Learner:
@@ -64,6 +66,7 @@ class Learner:
             )
         self.gradient_norm = math.nan
         """Norm of the last step's gradient, before clipping."""
+        self._steps_beyond = 0
 
     def _check_options(self) -> None:
         if self.config.precision == "fp16" and self.device.type != "cuda":
@@ -94,8 +97,8 @@ class Learner:
             ``loss`` and its weighted terms, averaged over all processes.
 
         Raises:
-            InputError: the loss or the gradient is not finite or beyond any measure (the weights are left as they were),
-                or another process failed.
+            InputError: the loss or the gradient is not finite or has been beyond any measure for a while (this step is not
+                made), or another process failed.
         """
         config = self.config
         for group in self.optimizer.param_groups:
@@ -126,6 +129,7 @@ class Learner:
             raise InputError(f"{failed:.0f} of {world.size} processes failed at step {step}", do="see their messages")
         named = dict(zip(terms, numbers))
         self._check_finite(step, named, loss)
+        self._check_direction(step)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return {"loss": loss, **named}
@@ -214,20 +218,24 @@ class Learner:
         norms = [module for module in self.network.modules() if isinstance(module, _NORMS)]
         return [statistic for norm in norms for statistic in (norm.running_mean, norm.running_var)]
 
+    def _check_direction(self, step: int) -> None:
+        """Clipping hides for hundreds of steps that the network is lost already. One step beyond measure says nothing: where a
+        modality is missing, the norms of an untrained network blow up constant features."""
+        self._steps_beyond = self._steps_beyond + 1 if self.gradient_norm > _DIVERGED else 0
+        if self._steps_beyond >= _DIVERGED_STEPS:
+            raise InputError(
+                f"the run diverges at step {step}",
+                expected=f"a gradient of a norm up to {_DIVERGED:.0e}",
+                got=f"{self.gradient_norm:.1e}, and more than that in {self._steps_beyond} steps in a row",
+                do="lower optimizer.lr, and begin anew or with an earlier model (initial)",
+            )
+
     def _check_finite(self, step: int, terms: dict[str, float], loss: float) -> None:
         if not math.isfinite(loss):
             what, got = "loss", ", ".join(f"{name} {value:.3g}" for name, value in terms.items())
         # An infinite gradient under a scaled loss is the scaler's business: it leaves the step out and scales less.
         elif not math.isfinite(self.gradient_norm) and not self.scaler.is_enabled():
             what, got = "gradient", f"norm {self.gradient_norm}"
-        elif math.isfinite(self.gradient_norm) and self.gradient_norm > _DIVERGED:
-            # Clipping hides it for hundreds of steps, in which the network is lost already.
-            raise InputError(
-                f"the run diverges at step {step}",
-                expected=f"a gradient of a norm up to {_DIVERGED:.0e}",
-                got=f"{self.gradient_norm:.1e}",
-                do="lower optimizer.lr, and begin anew or with an earlier model (initial)",
-            )
         else:
             return
         raise InputError(

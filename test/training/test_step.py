@@ -64,22 +64,31 @@ def test_fp16_needs_cuda(make_trainer, tmp_path):
         make_trainer(tmp_path / "run", precision="fp16")
 
 
-@pytest.mark.parametrize(
-    ("broken", "message"),
-    [("loss", "loss is not finite at step 0"), ("gradient", "gradient is not finite at step 0"), ("run", "run diverges at step 0")],
-)
-def test_what_no_run_comes_back_from_leaves_the_weights(make_trainer, tmp_path, monkeypatch, broken, message):
+@pytest.mark.parametrize("broken", ["loss", "gradient"])
+def test_what_is_not_finite_leaves_the_weights(make_trainer, tmp_path, monkeypatch, broken):
     t = make_trainer(tmp_path / "run")
     before = {name: tensor.clone() for name, tensor in t.network.named_parameters()}
     if broken == "loss":
         monkeypatch.setattr(losses, "ssim", lambda a, b: a * math.nan)
     else:
-        factor = math.inf if broken == "gradient" else 1e12
-        t.network.head.conv.weight.register_hook(lambda gradient: gradient * factor)
-    with pytest.raises(InputError, match=message):
+        t.network.head.conv.weight.register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(InputError, match=f"{broken} is not finite at step 0"):
         t.train_step()
     for name, tensor in t.network.named_parameters():
         assert torch.equal(before[name], tensor)
+
+
+def test_a_run_that_diverges_ends_and_a_single_step_does_not_end_it(make_trainer, tmp_path):
+    t = make_trainer(tmp_path / "run", steps=60)
+    factor = 1e12
+    t.network.head.conv.weight.register_hook(lambda gradient: gradient * factor)
+    for step in range(25):
+        factor = 1.0 if step == 10 else 1e12
+        t.train_step()
+    with pytest.raises(InputError, match="run diverges at step 30; expected a gradient of a norm up to 1e\\+07; got .* 20 steps in a row"):
+        while True:
+            t.train_step()
+    assert t.step == 30
 
 
 # -- distillation -----------------------------------------------------------------------------------------------------
