@@ -45,7 +45,7 @@ setup(
             "ros-jazzy-diagnostic-msgs",
         ],
         "demo": ["matplotlib"],
-        "train": ["tensorboard"],
+        "train": ["tensorboard", "scikit-learn"],  # the second for the dictionaries of the model baffm
         # The network compiled for the CPU: twice as fast as torch there, and the only way to bfloat16.
         "openvino": ["openvino>=2026"],
         # Fused kernels. A CUDA build of torch brings the release it was built with, which pip then keeps.

@@ -64,6 +64,9 @@ class FusionResult:
     """``cpu`` or ``cuda``: where this picture was fused."""
     frame: RawFrame = field(repr=False)
     """What was fused."""
+    entropy: np.ndarray | None = None
+    """(H, W) float32 in [0, 1] of a model without gates that has prototypes of scenes (BAFFM): entropy of its weights
+    over them, 1 where none stands out; None when the gate was not asked for, or with any other model."""
 
     @functools.cached_property
     def thermal8(self) -> np.ndarray:
@@ -104,6 +107,7 @@ class FusionPipeline:
         plan = choose(config.device, config.implementation, config.precision, network)
         self._gain = GainControl(config.gain)
         self._alignment = Alignment()
+        self._shows: str | None = network.shows
         self.has_gates: bool = network.has_gates
         self._backend: Backend | None = make_backend(plan, network)
         self._about = {
@@ -111,6 +115,7 @@ class FusionPipeline:
             "architecture": self.info.architecture,
             "recipe": self.info.recipe,
             "gates": "yes" if self.has_gates else "no",
+            **({"in_place_of_the_gate": "entropy of the weights of the scenes"} if self._shows == "entropy" else {}),
             **self._backend.plan.as_text(),
             "threads": str(torch.get_num_threads()),
             "isfl_ros": __version__,
@@ -191,8 +196,9 @@ class FusionPipeline:
             rgb: (H, W, 3) uint8 RGB or (H, W) uint8 grey; None when the modality is missing.
             thermal_valid, rgb_valid: (H, W) bool, True where a pixel can be used; None: everywhere.
                 Each picture has a size of its own where a registration is set; else there is one size.
-            gate: whether the gate is wanted. When it is not, it costs nothing on the CPU; on CUDA it is part of the graph and
-                only its download is saved.
+            gate: whether the gate is wanted, or what a model without gates shows in its place. When it is not, it costs
+                nothing in torch on the CPU; in OpenVINO and on CUDA it is part of the graph, and only its transfer is
+                saved.
             stamp_s: time of the picture in seconds, for smoothed gain control.
 
         Raises:
@@ -242,12 +248,13 @@ class FusionPipeline:
         return FusionResult(
             luma=fused.luma,
             rgb=fused.rgb,
-            gate=fused.gate,
+            gate=fused.gate if self.has_gates else None,
             valid=frame.valid,
             valid_fraction={modality: frame.valid_fraction(modality) for modality in ("thermal", "rgb")},
             stages_ms=stages,
             device=fused.device,
             frame=frame,
+            entropy=fused.gate if self._shows == "entropy" else None,
         )
 
     def _run_blank(

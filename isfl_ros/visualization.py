@@ -25,7 +25,7 @@ def side_by_side(thermal8: np.ndarray, rgb: np.ndarray, fused_rgb: np.ndarray, g
     Args:
         thermal8: (H, W) uint8.
         rgb, fused_rgb: (H, W, 3) uint8.
-        gate: (H, W) float32 in [0, 1]; None (a model without gates) leaves its place black.
+        gate: (H, W) float32 in [0, 1], or what a model without gates shows in its place; None leaves that black.
 
     Returns:
         (2H, 2W, 3) uint8: thermal and RGB above, fused and gate below.

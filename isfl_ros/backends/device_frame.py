@@ -78,7 +78,7 @@ class DeviceFrame:
         self._masks_on_device: tuple[bool, bool] | None = None  # whole values of both masks; None: pixel by pixel, or unknown
         self._masks_changed = True
         self._outputs = _Arena({"rgb": ((*size, 3), torch.uint8), "luma": (size, torch.uint8)}, device)
-        self._gate = _Arena({"gate": (size, torch.float32)}, device) if network.has_gates else None
+        self._gate = _Arena({"gate": (size, torch.float32)}, device) if network.shows else None
 
     def stage(self, frame: RawFrame) -> None:
         """Copies a pair into the memory from which it is uploaded. The device must be done with the pair before."""

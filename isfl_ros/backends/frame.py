@@ -116,7 +116,8 @@ class FusedFrame:
     rgb: np.ndarray
     """(H, W, 3) uint8 RGB."""
     gate: np.ndarray | None
-    """(H, W) float32 in [0, 1]; None when not asked for or the network has none."""
+    """(H, W) float32 in [0, 1]: the gate, or what else the network ``shows``; None when not asked for, or with nothing to
+    show."""
     stages_ms: dict[str, float]
     """Milliseconds of ``preprocess``, ``network`` and ``postprocess``."""
     device: str
@@ -132,7 +133,8 @@ class Backend(Protocol):
     """Why pictures are not fused where they should be, in words; None while all is well."""
 
     def fuse(self, frame: RawFrame, *, gate: bool) -> FusedFrame:
-        """Fuses a pair. The arrays belong to the caller: the next call does not change them."""
+        """Fuses a pair, with the map that the network ``shows`` where ``gate`` is set. The arrays belong to the caller:
+        the next call does not change them."""
 
     def close(self) -> None:
         """Frees memory. The backend cannot be used afterwards."""

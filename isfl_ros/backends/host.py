@@ -15,7 +15,8 @@ from isfl_ros.images import join_chroma, normalise, split_luma, to_uint8
 from isfl_ros.network.model import mean_gate
 
 Network = Callable[[np.ndarray, np.ndarray, bool], tuple[np.ndarray, np.ndarray | None]]
-"""(visible, infrared, gate): float32 (H, W) in [0, 1], exactly 0 where invalid; gives fused luma and mean gate, float32 (H, W).
+"""(visible, infrared, gate): float32 (H, W) in [0, 1], exactly 0 where invalid; gives fused luma and the mean of the
+maps that the network ``shows``, float32 (H, W).
 """
 
 
@@ -76,8 +77,11 @@ class TorchNetwork:
 
     def __call__(self, visible: np.ndarray, infrared: np.ndarray, gate: bool) -> tuple[np.ndarray, np.ndarray | None]:
         with torch.inference_mode():
-            fused, gates = self._network(_tensor(visible), _tensor(infrared), return_gates=True)
-            mean = mean_gate(gates, visible.shape)[0, 0].numpy() if gate and gates else None
+            if gate:
+                fused, maps = self._network(_tensor(visible), _tensor(infrared), return_gates=True)
+            else:
+                fused, maps = self._network(_tensor(visible), _tensor(infrared)), []
+            mean = mean_gate(maps, visible.shape)[0, 0].numpy() if maps else None
         return fused[0, 0].numpy(), mean
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from isfl_ros.network.config import IsflConfig
+from isfl_ros.network.config import BaffmConfig, IsflConfig
 
 BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2}
 """e: bytes of an element of a feature map."""
@@ -28,9 +28,10 @@ class Cost:
         return Cost(self.flops + other.flops, self.bytes + other.bytes)
 
 
-def scale_pixels(config: IsflConfig, height: int, width: int) -> list[int]:
+def scale_pixels(config: IsflConfig | BaffmConfig, height: int, width: int) -> list[int]:
     """N of every scale, finest first: each is half of the one before, rounded down; ``reduction`` rounds up."""
-    height, width = -(-height // config.reduction), -(-width // config.reduction)
+    reduction = getattr(config, "reduction", 1)
+    height, width = -(-height // reduction), -(-width // reduction)
     return [(height >> k) * (width >> k) for k in range(config.scales)]
 
 
@@ -91,8 +92,27 @@ def integrator(config: IsflConfig, pixels: int, element: int) -> Cost:
     )
 
 
-def network(config: IsflConfig, height: int, width: int, element: int, *, folded: bool = True) -> Cost:
-    """The whole network on one pair.
+def adjustment(config: BaffmConfig, pixels: int, element: int, *, folded: bool = True) -> Cost:
+    """One modality's back-door adjustment, or what stands in its place: reads a map, writes one.
+
+    With P prototypes of D entries and queries of d: folded ``2 C (C + 2 P)`` operations a pixel (the tables are made
+    before), term by term ``2 (C (C + d + D) + P (d + D))`` and the keys; conventional ``2 (C (C + d + D) + d D)``.
+    """
+    c, p, d, e = config.width, config.prototypes, config.query, config.entries
+    keys = 0
+    if not config.needs_dictionary:
+        pixel = c * (c + d + e) + d * e
+    elif folded:
+        pixel = c * (c + 2 * p)
+    else:
+        pixel, keys = c * (c + d + e) + p * (d + e), p * d * e
+    return Cost(flops=2 * (pixel * pixels + keys), bytes=2 * c * pixels * element)
+
+
+def network(
+    config: IsflConfig | BaffmConfig, height: int, width: int, element: int, *, folded: bool = True
+) -> Cost:
+    """The whole network on one pair, without the maps for people (gates of ISFL are part of it).
 
     Bytes are those of one pass a layer, with norm and activation inside the convolution before them and the up-sampling
     inside the sum after it; weights are read once a frame. ``folded`` counts the exact algebra of the attention, which
@@ -100,6 +120,10 @@ def network(config: IsflConfig, height: int, width: int, element: int, *, folded
     then still the least).
     """
     total = Cost(0, 0)
+    if isinstance(config, BaffmConfig):
+        for part in _baffm_parts(config, scale_pixels(config, height, width), element, folded):
+            total = total + part
+        return total
     for part in _parts(config, scale_pixels(config, height, width), height * width, element):
         total = total + part
     if config.cfi and not folded:
@@ -131,6 +155,39 @@ def _parts(config: IsflConfig, pixels: list[int], size: int, element: int) -> It
     if config.head == "affine":
         yield Cost(0, (outputs * pixels[0] + 3 * size) * element)  # coefficients, both pictures, the fused one
     yield Cost(0, _parameters(config) * element)
+
+
+def _baffm_parts(config: BaffmConfig, pixels: list[int], element: int, folded: bool) -> Iterator[Cost]:
+    """``pixels`` of every scale, finest first."""
+    c, n = config.width, pixels[0]
+    for _ in ("visible", "infrared"):
+        for k, here in enumerate(pixels):
+            if k:
+                yield Cost(0, c * (pixels[k - 1] + here) * element)  # max-pooling
+                yield Cost(0, c * (here + 2 * pixels[k - 1]) * element)  # up-sampling and sum
+            yield convolution(c if k else 1, c, 3, here, element)
+            yield convolution(c, c, 3, here, element)
+        yield adjustment(config, n, element, folded=folded)
+    if config.gate:
+        g = config.gate_width
+        yield Cost(flops=(18 * c * g + 2 * g) * n, bytes=(6 * c + 1) * n * element)  # reads four maps, writes two
+    inputs = 2 * c
+    for _ in range(config.mixing):
+        yield convolution(inputs, c, 3, n, element)
+        inputs = c
+    yield convolution(inputs, 1, 3, n, element)
+    yield Cost(0, _baffm_parameters(config) * element)
+
+
+def _baffm_parameters(config: BaffmConfig) -> int:
+    """As :func:`_parameters`; the dictionaries are not learned and not among them."""
+    c, g = config.width, config.gate_width
+    encoder = 9 * c + 9 * c * c * (2 * config.scales - 1)
+    adjust = c * c + config.query * c + config.entries * (c + config.query)
+    gate = 9 * c * g + g if config.gate else 0
+    mixing = 9 * c * c * (config.mixing + 1) if config.mixing else 0
+    head = 9 * (c if config.mixing else 2 * c)
+    return (1 if config.siamese else 2) * encoder + 2 * adjust + gate + mixing + head
 
 
 def _parameters(config: IsflConfig) -> int:

@@ -77,7 +77,7 @@ def measure_operations(
     Returns:
         One row a contender, and what could not be measured, with its reason.
     """
-    if not network.has_gates:
+    if not getattr(network.config, "cfi", False):
         return [], [{"kind": "unavailable", "reason": "the network has no Causal Feature Integrator"}]
     if device == "cpu":
         names = ["folded"]  # which is also what OpenVINO compiles, as a part of the whole network

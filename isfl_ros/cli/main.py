@@ -8,7 +8,7 @@ import signal
 import sys
 
 from isfl_ros import __version__
-from isfl_ros.cli import benchmark, demo, evaluate, fuse, import_checkpoint, train
+from isfl_ros.cli import benchmark, demo, dictionary, evaluate, fuse, import_checkpoint, train
 from isfl_ros.errors import InputError
 
 # Verb modules import torch, matplotlib and the like only when they run, so that `isfl --help` is quick.
@@ -16,6 +16,7 @@ _VERBS = {
     "demo": demo,
     "fuse": fuse,
     "train": train,
+    "dictionary": dictionary,
     "evaluate": evaluate,
     "benchmark": benchmark,
     "import-checkpoint": import_checkpoint,

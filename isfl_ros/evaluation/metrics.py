@@ -182,9 +182,13 @@ def _mean_and_variance(x: Levels, size: int, sigma: float) -> tuple[Levels, Leve
     return mean, _blur(x * x, size, sigma) - mean * mean
 
 
-def similarity(f: Levels, source: Levels) -> float:
+_SSIM_CONSTANTS = ((0.01 * 255) ** 2, (0.03 * 255) ** 2)
+_VANISHING = (1e-4, 1e-4)  # far below what one grey level makes, and above the rounding of a variance (1e-11)
+
+
+def similarity(f: Levels, source: Levels, constants: tuple[float, float] = _SSIM_CONSTANTS) -> float:
     """SSIM of two pictures: 11x11 Gaussian, sigma 1.5, L = 255, valid windows (Wang et al., 2004)."""
-    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    c1, c2 = constants
     mean_f, var_f = _mean_and_variance(f, 11, 1.5)
     mean_s, var_s = _mean_and_variance(source, 11, 1.5)
     product = mean_s * mean_f
@@ -196,6 +200,11 @@ def similarity(f: Levels, source: Levels) -> float:
 def structural_similarity(f: Levels, a: Levels, b: Levels) -> float:
     """SSIM, summed over the two sources: :func:`similarity` to each."""
     return similarity(f, a) + similarity(f, b)
+
+
+def structural_similarity_mean0(f: Levels, a: Levels, b: Levels) -> float:
+    """SSIM with vanishing constants, mean of the two sources: the scale that the second paper's printed values fit."""
+    return 0.5 * (similarity(f, a, _VANISHING) + similarity(f, b, _VANISHING))
 
 
 def visual_information_fidelity(f: Levels, a: Levels, b: Levels) -> float:
@@ -260,6 +269,7 @@ METRICS: dict[str, Metric] = {
         ("MI", "up", mutual_information),
         ("VIF", "up", visual_information_fidelity),
         ("SSIM", "up", structural_similarity),
+        ("SSIM_mean0", "up", structural_similarity_mean0),
         ("EN", "shown", entropy),
         ("SD", "shown", standard_deviation),
         ("SCD", "up", sum_of_correlations_of_differences),

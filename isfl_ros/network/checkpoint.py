@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from isfl_ros import __version__
 from isfl_ros.errors import InputError
-from isfl_ros.network.config import IsflConfig, config_from_dict
+from isfl_ros.network.baffm import MODALITIES, BaffmNet
+from isfl_ros.network.config import BaffmConfig, IsflConfig, config_from_dict
+from isfl_ros.network.dictionary import REMEDY, check_digest, check_shape, parse_record
 from isfl_ros.network.model import IsflNet
 
 FORMAT = "isfl_ros-model"
@@ -25,8 +27,8 @@ FORMAT_VERSION = 1
 WEIGHTS = "weights.safetensors"
 DESCRIPTION = "model.json"
 
-# model key -> (configuration, network). A second model joins here.
-MODELS: dict[str, tuple[type, type[nn.Module]]] = {"isfl": (IsflConfig, IsflNet)}
+# model key -> (configuration, network). Another model joins here.
+MODELS: dict[str, tuple[type, type[nn.Module]]] = {"isfl": (IsflConfig, IsflNet), "baffm": (BaffmConfig, BaffmNet)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,9 @@ class ModelInfo:
     """Configuration dataclass of the network."""
     training: dict = field(default_factory=dict)
     """Facts about the training, for people; nothing reads them back."""
+    dictionary: dict = field(default_factory=dict)
+    """Record of the confounder dictionaries (:class:`~isfl_ros.network.dictionary.DictionaryRecord`); empty where the
+    network has none."""
 
 
 def save_model(directory: Path, network: nn.Module, info: ModelInfo, *, overwrite: bool = False) -> None:
@@ -73,6 +78,8 @@ def save_model(directory: Path, network: nn.Module, info: ModelInfo, *, overwrit
             "config": dataclasses.asdict(info.config),
             "training": info.training,
         }
+        if info.dictionary:
+            document["dictionary"] = info.dictionary
         (aside / DESCRIPTION).write_text(json.dumps(document, indent=2) + "\n")
         if directory.exists():
             for name in (WEIGHTS, DESCRIPTION):  # what else lies there (a card) is not ours to remove
@@ -87,8 +94,8 @@ def load_model(directory: str | Path) -> tuple[nn.Module, ModelInfo]:
     """Rebuilds a network from its folder: float32 on the CPU, evaluation mode.
 
     Raises:
-        InputError: a file is missing or unreadable, the description has an unknown key, or a tensor is missing, surplus,
-            or of another shape or dtype.
+        InputError: a file is missing or unreadable, the description has an unknown key, a tensor is missing, surplus,
+            or of another shape or dtype, or the confounder dictionaries are missing or not those of the record.
     """
     directory = Path(directory)
     for name in (DESCRIPTION, WEIGHTS):
@@ -108,6 +115,8 @@ def load_model(directory: str | Path) -> tuple[nn.Module, ModelInfo]:
         tensors = load_file(directory / WEIGHTS)
     except (SafetensorError, OSError) as error:
         raise InputError(f"{directory / WEIGHTS} is unreadable", got=str(error), do="copy the model folder again") from error
+    if getattr(config, "needs_dictionary", False):
+        _check_dictionaries(document, tensors, config, directory)
     check_tensors(tensors, network.state_dict(), str(directory / WEIGHTS))
     network.load_state_dict(tensors)
     info = ModelInfo(
@@ -117,8 +126,20 @@ def load_model(directory: str | Path) -> tuple[nn.Module, ModelInfo]:
         recipe=document["recipe"],
         config=config,
         training=document.get("training", {}),
+        dictionary=document.get("dictionary", {}),
     )
     return network.eval(), info
+
+
+def _check_dictionaries(document: dict, tensors: dict[str, Tensor], config: BaffmConfig, directory: Path) -> None:
+    names = [f"adjust_{modality}.dictionary" for modality in MODALITIES]
+    missing = [name for name in names if name not in tensors]
+    if missing:
+        what = f"{directory / WEIGHTS} has no confounder dictionary"
+        raise InputError(what, got=f"no tensor {missing[0]!r}", do=REMEDY)
+    record = parse_record(document.get("dictionary"), str(directory / DESCRIPTION))
+    check_shape(record, config, str(directory / DESCRIPTION))
+    check_digest(record, *(tensors[name] for name in names), str(directory))
 
 
 def check_tensors(found: dict[str, Tensor], wanted: dict[str, Tensor], where: str) -> None:

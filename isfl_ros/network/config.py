@@ -1,4 +1,4 @@
-"""Configuration of the ISFL network and its named architectures."""
+"""Configurations of the networks, ISFL and BAFFM, and their named architectures."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from isfl_ros.errors import InputError
 DECODER_ORDERS = ("add_then_conv", "conv_then_add")
 HEADS = ("sigmoid", "affine")
 REDUCTIONS = (1, 2, 4)
+ADJUSTMENTS = ("backdoor", "conventional")
 MINIMUM_SIZE = 32  # pixels; below that three scales leave nothing to pool
 
 
@@ -67,7 +68,62 @@ class IsflConfig:
             require(isinstance(getattr(self, key), bool), key, "true or false")
 
 
-ARCHITECTURES: dict[str, IsflConfig] = {
+@dataclass(frozen=True, kw_only=True)
+class BaffmConfig:
+    """Everything that decides the shape of a BAFFM network (second paper).
+
+    Raises:
+        InputError: on construction, when a value is out of range.
+    """
+
+    siamese: bool = False
+    """One encoder for both modalities or two of equal shape."""
+    width: int = 16
+    """Channels of every feature map."""
+    scales: int = 3
+    """Encoder blocks; scale k works at 1 / 2^(k-1) of the size. Their sum, raised to full size, is X of equation 4."""
+    adjustment: str = "backdoor"
+    """``backdoor``: equations 4 to 6. ``conventional``: without the dictionaries (``w/o BAFFM``), the same number of
+    learned parameters spent on the features alone (:class:`~isfl_ros.network.baffm.ConventionalAdjustment`)."""
+    prototypes: int = 25
+    """N: prototypes in each modality's confounder dictionary."""
+    entries: int = 32
+    """Entries of a prototype: principal components of the backbone's features that are kept."""
+    query: int = 32
+    """d: entries of queries and keys."""
+    mixing: int = 1
+    """Convolution blocks between the concatenated features and the reconstructing convolution. 0 is what the paper
+    says: then no layer sees both modalities before the tanh."""
+    gate: bool = False
+    """ISFL's invariance gate over the adjusted features: where it is closed the features are taken as they were before
+    the adjustment. In neither paper."""
+    gate_width: int = 16
+    """Hidden channels of that gate."""
+
+    def __post_init__(self) -> None:
+        def require(ok: bool, key: str, expected: str) -> None:
+            if not ok:
+                raise InputError(f"network.{key} out of range", expected=expected, got=repr(getattr(self, key)))
+
+        ranges = {
+            "width": (1, 256), "scales": (1, 4), "prototypes": (2, 256), "entries": (1, 256), "query": (1, 256),
+            "mixing": (0, 3), "gate_width": (1, 256),
+        }
+        for key, (low, high) in ranges.items():
+            value = getattr(self, key)
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            require(whole and low <= value <= high, key, f"an integer from {low} to {high}")
+        require(self.adjustment in ADJUSTMENTS, "adjustment", f"one of {', '.join(ADJUSTMENTS)}")
+        for key in ("siamese", "gate"):
+            require(isinstance(getattr(self, key), bool), key, "true or false")
+
+    @property
+    def needs_dictionary(self) -> bool:
+        """Whether the network cannot do without confounder dictionaries."""
+        return self.adjustment == "backdoor"
+
+
+ARCHITECTURES: dict[str, IsflConfig | BaffmConfig] = {
     # Two encoders, because a symmetric network cannot tell a hot pedestrian from a bright lamp. Features at half size, because
     # the head brings the detail back: a quarter of the arithmetic for hardly less (docs/log.md).
     "isfl": IsflConfig(head="affine", reduction=2),
@@ -100,6 +156,8 @@ ARCHITECTURES: dict[str, IsflConfig] = {
     ),
     # For CPU-only machines and small boards: a quarter of the channels.
     "isfl-edge": IsflConfig(width=8, gate_width=4, grid=4, head="affine", reduction=2),
+    # The second paper's network around our encoder (docs/baffm.md says what is ours in it).
+    "baffm": BaffmConfig(),
 }
 
 

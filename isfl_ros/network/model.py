@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -37,8 +38,19 @@ class IsflNet(nn.Module):
 
     @property
     def has_gates(self) -> bool:
-        """Whether ``return_gates`` yields any."""
+        """Whether ``return_gates`` yields gates."""
         return self.config.cfi
+
+    @property
+    def shows(self) -> str | None:
+        """What the maps of ``return_gates`` are: ``gate``, for another model ``entropy``; None where there are none."""
+        return "gate" if self.config.cfi else None
+
+    def encode(self, picture: Tensor, modality: str) -> list[Tensor]:
+        """Features of one modality, ``visible`` or ``infrared``, at every scale, finest first: a picture (B, 1, H, W)
+        in [0, 1] to (B, C, h, w) each."""
+        encoder = self.encoder if self.config.siamese else getattr(self, f"encoder_{modality}")
+        return encoder(reduce_picture(picture, self.config.reduction))
 
     def set_implementation(self, name: str) -> None:
         """Names who computes the Causal Feature Integrator of every scale: ``reference``, ``folded`` or ``triton``."""
@@ -85,21 +97,11 @@ class IsflNet(nn.Module):
         Raises:
             InputError: shapes differ, are not one-channel, or are smaller than 32 pixels.
         """
-        if visible.shape != infrared.shape or visible.dim() != 4 or visible.shape[1] != 1:
-            raise InputError(
-                "both modalities must have one shape (B, 1, H, W)",
-                got=f"visible {tuple(visible.shape)}, infrared {tuple(infrared.shape)}",
-            )
-        if min(visible.shape[-2:]) < MINIMUM_SIZE:
-            raise InputError(
-                "picture too small", expected=f"height and width >= {MINIMUM_SIZE}", got=str(tuple(visible.shape[-2:]))
-            )
+        check_inputs(visible, infrared)
         visible = mask_invalid(visible, valid_visible)
         infrared = mask_invalid(infrared, valid_infrared)
-        encoder_visible = self.encoder if self.config.siamese else self.encoder_visible
-        encoder_infrared = self.encoder if self.config.siamese else self.encoder_infrared
-        features_visible = encoder_visible(reduce_picture(visible, self.config.reduction))
-        features_infrared = encoder_infrared(reduce_picture(infrared, self.config.reduction))
+        features_visible = self.encode(visible, "visible")
+        features_infrared = self.encode(infrared, "infrared")
 
         gates: list[Tensor] = []
         result: Tensor | None = None
@@ -110,6 +112,23 @@ class IsflNet(nn.Module):
             result = integrated if result is None else self.decoders[k](result, integrated)
         fused = self.head(result, visible, infrared)
         return (fused, gates) if return_gates else fused
+
+
+def check_inputs(visible: Tensor, infrared: Tensor) -> None:
+    """Refuses what no network here can fuse.
+
+    Raises:
+        InputError: shapes differ, are not one-channel, or are smaller than 32 pixels.
+    """
+    if visible.shape != infrared.shape or visible.dim() != 4 or visible.shape[1] != 1:
+        raise InputError(
+            "both modalities must have one shape (B, 1, H, W)",
+            got=f"visible {tuple(visible.shape)}, infrared {tuple(infrared.shape)}",
+        )
+    if min(visible.shape[-2:]) < MINIMUM_SIZE:
+        raise InputError(
+            "picture too small", expected=f"height and width >= {MINIMUM_SIZE}", got=str(tuple(visible.shape[-2:]))
+        )
 
 
 def mean_gate(gates: list[Tensor], size: tuple[int, int]) -> Tensor:
@@ -126,12 +145,18 @@ def mean_gate(gates: list[Tensor], size: tuple[int, int]) -> Tensor:
     return torch.stack(raised).mean(dim=0)
 
 
+Network = TypeVar("Network", bound=nn.Module)
+
 _STORAGE = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def for_inference(
-    model: IsflNet, *, implementation: str = "folded", precision: str | None = None, device: torch.device | str | None = None
-) -> IsflNet:
+    model: Network,
+    *,
+    implementation: str = "folded",
+    precision: str | None = None,
+    device: torch.device | str | None = None,
+) -> Network:
     """A copy for inference: evaluation mode, norms folded into convolutions, channels-last, no gradients.
 
     Exact in ``fp32``. In ``fp16`` and ``bf16`` weights of convolutions and feature maps are of that type, products are
@@ -139,7 +164,7 @@ def for_inference(
     in float32, since the steps of that type near white are as large as a grey level.
 
     Args:
-        model: any network of this class; it is not changed.
+        model: a network of this package (``IsflNet``, ``BaffmNet``); it is not changed.
         implementation: see :meth:`IsflNet.set_implementation`.
         precision: ``fp32``, ``tf32`` (stored as fp32), ``fp16``, ``bf16``; None keeps the dtype of the model.
         device: None keeps the device of the model.
@@ -157,7 +182,7 @@ def for_inference(
             if isinstance(module, nn.Conv2d) and not (precision == "bf16" and name.startswith("head")):
                 module.to(_STORAGE[precision])
     for module in model.modules():
-        if isinstance(module, Cfi):
+        if hasattr(module, "prepare"):  # the CFI, the back-door adjustment
             module.prepare()
     model.set_implementation(implementation)
     return model.to(memory_format=torch.channels_last)

@@ -125,7 +125,10 @@ class FusionNode(LifecycleNode):
             self._registration = NodeRegistration(self, self.settings)
             self._pipeline = self._make_pipeline(self.settings.pipeline)
             self._warm_up()
-            self._outputs = Outputs(self, gates=self._pipeline.description.get("gates") != "no")
+            about = self._pipeline.description
+            self._outputs = Outputs(
+                self, gates=about.get("gates") != "no", stand_in="in_place_of_the_gate" in about
+            )
             self._outputs.set_compressed(self.settings.output_compressed)
             self._decode_rgb, self._about_colour = colour_converter()
         except InputError as error:
@@ -151,6 +154,8 @@ class FusionNode(LifecycleNode):
             f" {about.get('implementation')} ({about.get('implementation_reason')}),"
             f" {about.get('precision')} ({about.get('precision_reason')})"
         )
+        if about.get("gates") == "no":
+            self.get_logger().info("the model has no gates: ~/gate/image and ~/gate/overlay do not exist")
         return super().on_configure(state)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:

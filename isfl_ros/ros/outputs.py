@@ -28,7 +28,7 @@ class Output:
     topic: str
     message: type
     shows_gate: bool = False
-    """The gate has to be computed for it."""
+    """The gate, or what a model without gates shows in its place, has to be computed for it."""
     is_gate: bool = False
     """Makes no sense for a model without gates."""
     is_costly: bool = False
@@ -59,11 +59,12 @@ class Outputs:
     Args:
         node: its lifecycle switches the publishers on and off.
         gates: whether the model has gates; without, the gate topics do not exist.
+        stand_in: whether a model without gates has something to show in their place side by side.
     """
 
-    def __init__(self, node: LifecycleNode, *, gates: bool):
+    def __init__(self, node: LifecycleNode, *, gates: bool, stand_in: bool = False):
         self._node = node
-        self._gates = gates
+        self._shows = gates or stand_in
         self._lock = threading.Lock()
         self._compression: str | None = None
         self._conflicts: dict[str, Conflicts] = {}
@@ -102,8 +103,8 @@ class Outputs:
             return frozenset(name for name, p in self._publishers.items() if p.get_subscription_count() > 0)
 
     def needs_gate(self, wanted: frozenset[str]) -> bool:
-        """Whether one of `wanted` shows the gate."""
-        return self._gates and any(TABLE[name].shows_gate for name in wanted)
+        """Whether one of `wanted` shows the gate, or what a model without gates has in its place."""
+        return self._shows and any(TABLE[name].shows_gate for name in wanted)
 
     def possible(self, result: FusionResult) -> frozenset[str]:
         """Names of the outputs for which `result` has what they show."""
@@ -141,7 +142,8 @@ class Outputs:
             pixels = overlay(result.rgb, result.gate)
             self._publish("overlay", image_message(pixels, encoding="rgb8", header=header))
         if "side_by_side" in wanted:
-            pixels = side_by_side(result.thermal8, result.visible8, result.rgb, result.gate)
+            shown = result.entropy if result.gate is None else result.gate
+            pixels = side_by_side(result.thermal8, result.visible8, result.rgb, shown)
             self._publish("side_by_side", image_message(pixels, encoding="rgb8", header=header))
 
     def close(self) -> None:

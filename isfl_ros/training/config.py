@@ -239,6 +239,23 @@ class DistillationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DictionaryConfig:
+    """Where the confounder dictionaries of the model baffm come from; number and entries of the prototypes are the
+    network's. Other models have none."""
+
+    backbone: str = "isfl"
+    """Name of a shipped model, or a model folder: its encoders give the features."""
+    regions: int = 4
+    """Every picture gives this number squared of features, the means over a grid; 1 is the paper's one a picture."""
+    folder: str = ""
+    """What ``isfl dictionary`` wrote; empty: built from the training pairs before the first step."""
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.regions <= 16, "dictionary.regions", "1 to 16", self.regions)
+        _require(bool(self.backbone), "dictionary.backbone", "a model", self.backbone)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """One training run."""
 
@@ -255,6 +272,7 @@ class TrainingConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    dictionary: DictionaryConfig = field(default_factory=DictionaryConfig)
     steps: int = 6750
     """Optimiser steps."""
     initial: str = ""
@@ -318,6 +336,7 @@ _SECTIONS = {
     "loss": LossConfig,
     "optimizer": OptimizerConfig,
     "distillation": DistillationConfig,
+    "dictionary": DictionaryConfig,
 }
 
 

@@ -17,12 +17,17 @@ from tqdm import tqdm
 from isfl_ros.errors import InputError
 from isfl_ros.io.dataset import select_pairs
 from isfl_ros.io.staging import write_bytes
-from isfl_ros.network.checkpoint import ModelInfo, check_tensors, save_model
+from isfl_ros.network import dictionary
+from isfl_ros.network.baffm import MODALITIES
+from isfl_ros.network.checkpoint import ModelInfo, check_tensors, load_model, save_model
+from isfl_ros.network.dictionary import Dictionaries
+from isfl_ros.resources import resolve_model
 from isfl_ros.training import checkpoints
 from isfl_ros.training.cache import PictureCache
 from isfl_ros.training.checkpoints import Checkpoint
 from isfl_ros.training.config import TrainingConfig
 from isfl_ros.training.data import LoadedPair, PatchSampler, decode_pairs
+from isfl_ros.training.dictionary import Backbone, build_dictionaries, write_sheets
 from isfl_ros.training.distributed import World
 from isfl_ros.training.interventions import draw_variants
 from isfl_ros.training.prefetch import Prefetcher, pin
@@ -34,7 +39,8 @@ _log = logging.getLogger(__name__)
 
 
 class Trainer:
-    """One run in one folder: ``config.json``, ``checkpoints/step_*``, ``tensorboard/``, and at the end ``model/``.
+    """One run in one folder: ``config.json``, ``checkpoints/step_*``, ``tensorboard/``, and at the end ``model/``; with
+    the model baffm also ``dictionary/``, made before the first step.
 
     Args:
         config: what to train.
@@ -49,7 +55,8 @@ class Trainer:
 
     Raises:
         InputError: a set is empty or unreadable; ``out`` holds a run of another configuration; the batch cannot be
-            divided; the device has not the precision; the teacher is missing; another process failed.
+            divided; the device has not the precision; the teacher is missing; the confounder dictionaries cannot be
+            made or are of another configuration; another process failed.
     """
 
     def __init__(
@@ -78,6 +85,11 @@ class Trainer:
         pairs, self.validation = world.together(lambda: self._load_pairs(data_root, cache))
         world.require_same("training pairs", repr([(p.stem, p.visible.shape, p.people is None) for p in pairs]))
         self.pair_count = len(pairs)
+        self.dictionaries: Dictionaries | None = None
+        """Confounder dictionaries of the network, where it needs some."""
+        if getattr(config.network_config(), "needs_dictionary", False):
+            self.dictionaries = world.from_main(lambda: self._find_dictionaries(pairs))
+            self.network.set_dictionaries(self.dictionaries.visible, self.dictionaries.infrared)
         self.sampler = PatchSampler(pairs, config.data, config.seed)
         self._batches = Prefetcher(
             lambda step, part: pin(self.sampler.cut(step, self._slots[part]), self.device),
@@ -162,6 +174,7 @@ class Trainer:
             recipe=config.recipe,
             config=config.network_config(),
             training=training,
+            dictionary=dataclasses.asdict(self.dictionaries.record) if self.dictionaries else {},
         )
         save_model(directory, self.network, info, overwrite=True)
         return directory
@@ -231,6 +244,8 @@ class Trainer:
             )
         check_tensors(checkpoint.weights, self.network.state_dict(), str(path))
         self.network.load_state_dict(checkpoint.weights)
+        if self.dictionaries is not None:
+            dictionary.check_digest(self.dictionaries.record, *_dictionaries_of(self.network), str(path))
         checkpoints.restore_moments(self.network, learner.optimizer, checkpoint.moments)
         if learner.scaler.is_enabled():
             learner.scaler.load_state_dict(state["scaler"])
@@ -245,6 +260,31 @@ class Trainer:
                 "%s was written by %d processes, %d continue: the same samples, summed in another order",
                 path, state.get("processes", 1), self.world.size,
             )
+
+    # -- dictionaries -----------------------------------------------------------------------------------------------
+
+    def _find_dictionaries(self, pairs: list[LoadedPair]) -> Dictionaries:
+        """Those that ``initial`` brought, those of ``dictionary.folder``, those that this run has made before, or new
+        ones; the first that there are. All but new ones must be what the configuration would make."""
+        config, network = self.config, self.config.network_config()
+        wanted = {"regions": config.dictionary.regions, "prototypes": network.prototypes, "entries": network.entries}
+        wanted["backbone_sha256"] = Backbone(config.dictionary.backbone).sha256
+        made = self.out / "dictionary"
+        if config.initial:
+            record = dictionary.parse_record(load_model(resolve_model(config.initial))[1].dictionary, config.initial)
+            found, where = Dictionaries(*(t.cpu() for t in _dictionaries_of(self.network)), record), config.initial
+        elif config.dictionary.folder:
+            found, where = dictionary.read_dictionaries(config.dictionary.folder), config.dictionary.folder
+        elif (made / dictionary.RECORD).is_file():
+            found, where = dictionary.read_dictionaries(made), str(made)
+            wanted |= {"images": len(pairs), "seed": config.seed}
+        else:
+            found, sheets = build_dictionaries(pairs, config.dictionary, network, seed=config.seed, device=self.device)
+            write_sheets(made, sheets)
+            dictionary.write_dictionaries(made, found)
+            return found
+        dictionary.check_origin(found.record, wanted, where)
+        return found
 
     def _teacher_digest(self) -> str | None:
         return self._learner.teacher.digest if self._learner.teacher else None
@@ -265,6 +305,10 @@ class Trainer:
             else:
                 loaded.append(list(decode_pairs(pairs, what, quiet=quiet)))
         return loaded[0], loaded[1]
+
+
+def _dictionaries_of(network: nn.Module) -> list[torch.Tensor]:
+    return [getattr(network, f"adjust_{modality}").dictionary for modality in MODALITIES]
 
 
 def _parts(slots: range, count: int) -> list[range]:

@@ -13,7 +13,8 @@ from isfl_ros.backends.fallback import FallbackBackend
 from isfl_ros.backends.frame import FusedFrame, Layout, RawFrame
 from isfl_ros.backends.host import HostBackend, TorchNetwork
 from isfl_ros.images import GainControl, GainControlConfig, join_chroma, luma_tensor, recolour_tensor, split_luma
-from isfl_ros.network.config import IsflConfig
+from isfl_ros.network.baffm import BaffmNet
+from isfl_ros.network.config import BaffmConfig, IsflConfig
 from isfl_ros.network.model import IsflNet, for_inference
 from isfl_ros.registration import Homography, Registration
 
@@ -41,10 +42,15 @@ def random_frame(rng, thermal=np.uint8, *, grey=False, masks=(None, None), missi
     )
 
 
-@pytest.fixture(scope="module")
-def network():
+@pytest.fixture(scope="module", params=["isfl", "baffm"])
+def network(request):
+    """A network with gates, and one that shows the entropy of its weights in their place."""
     torch.manual_seed(0)
-    return for_inference(IsflNet(IsflConfig(width=8, grid=4, gate_width=4)))
+    if request.param == "isfl":
+        return for_inference(IsflNet(IsflConfig(width=8, grid=4, gate_width=4)))
+    network = BaffmNet(BaffmConfig(width=4, prototypes=5, entries=3, query=3))
+    network.set_dictionaries(*torch.randn(2, 5, 3))
+    return for_inference(network)
 
 
 def run(program, frame, gate=True):
@@ -155,6 +161,7 @@ class Inputs(torch.nn.Module):
     """Stands for a network: what it was given comes out, the visible picture as fused luma, the thermal one as gate."""
 
     has_gates = True
+    shows = "gate"
 
     def forward(self, visible, infrared, *, return_gates):
         return visible, [infrared]

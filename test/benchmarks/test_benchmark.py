@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
 import json
 import re
@@ -25,8 +26,10 @@ from isfl_ros.benchmarks.inputs import random_pairs
 from isfl_ros.benchmarks.timing import Timing, host_clock, take_turns, wall_clock
 from isfl_ros.cli.main import main
 from isfl_ros.errors import InputError
+from isfl_ros.network.baffm import BaffmNet
 from isfl_ros.network.checkpoint import ModelInfo, load_model, save_model
-from isfl_ros.network.config import ARCHITECTURES, IsflConfig
+from isfl_ros.network.config import ARCHITECTURES, BaffmConfig, IsflConfig
+from isfl_ros.network.dictionary import DictionaryRecord, digest_of
 from isfl_ros.network.model import IsflNet, for_inference
 from isfl_ros.network.plain import plain_forward
 from isfl_ros.ops.pooled_cross_attention.folded import whole_frame
@@ -142,11 +145,67 @@ def test_bytes_of_the_network_by_hand():
 
 
 @pytest.mark.parametrize(
-    "config", [*ARCHITECTURES.values(), SMALL, IsflConfig(siamese=True, gate_width=0, scales=2)], ids=str
+    "config",
+    [
+        *(config for config in ARCHITECTURES.values() if isinstance(config, IsflConfig)),
+        SMALL,
+        IsflConfig(siamese=True, gate_width=0, scales=2),
+    ],
+    ids=str,
 )
 def test_weights_are_counted_but_for_biases_and_norms(config):
     matrices = sum(p.numel() for p in IsflNet(config).parameters() if p.dim() > 1)
     assert cost._parameters(config) == matrices
+
+
+BAFFM_CONFIGS = {
+    "baffm": BaffmConfig(),
+    "as in the paper": BaffmConfig(mixing=0, siamese=True, scales=2),
+    "without the adjustment": BaffmConfig(adjustment="conventional"),
+    "gate": BaffmConfig(gate=True, gate_width=4, mixing=2),
+    "other sizes": BaffmConfig(width=6, prototypes=7, entries=5, query=9, scales=1),
+}
+
+
+@pytest.mark.parametrize("size", [(64, 80), (53, 75)], ids=["even", "odd"])
+@pytest.mark.parametrize("config", BAFFM_CONFIGS.values(), ids=BAFFM_CONFIGS.keys())
+def test_operations_of_baffm_are_those_that_torch_counts(config, size):
+    network = BaffmNet(config)
+    if config.needs_dictionary:
+        network.set_dictionaries(*torch.randn(2, config.prototypes, config.entries))
+    network = for_inference(network)
+    pictures = torch.rand(2, 1, 1, *size)
+    assert cost.network(config, *size, 4).flops == counted(lambda: network(*pictures))
+    network.set_implementation("reference")
+    assert cost.network(config, *size, 4, folded=False).flops == counted(lambda: network(*pictures))
+    matrices = sum(p.numel() for p in BaffmNet(config).parameters() if p.dim() > 1)
+    assert cost._baffm_parameters(config) == matrices
+
+
+def test_a_benchmark_of_baffm(tmp_path, capsys):
+    """Every section, on a model without CFI, plain formulation or gates: what cannot be measured is said."""
+    config = BaffmConfig(width=4, prototypes=3, entries=2, query=2)
+    network = BaffmNet(config).eval()
+    visible, infrared = torch.randn(2, 3, 2)
+    network.set_dictionaries(visible, infrared)
+    record = DictionaryRecord(
+        backbone="none", backbone_sha256="", backbone_width=2, regions=1, prototypes=3, entries=2, images=3, seed=0,
+        explained_variance={}, members={}, sha256=digest_of(visible, infrared),
+    )
+    info = ModelInfo(
+        name="model", model="baffm", architecture="baffm", recipe="test", config=config,
+        dictionary=dataclasses.asdict(record),
+    )
+    save_model(tmp_path / "model", network, info)
+    document = run.run_benchmark(
+        run.BenchmarkConfig(
+            model=str(tmp_path / "model"), device="cpu", sizes=((36, 44),), implementations=("folded",), frames=2, warm_up=1
+        )
+    )
+    assert document["network"][0]["roofline"]["flops"] == cost.network(config, 36, 44, 4).flops
+    assert document["model"]["parameters"] == sum(p.numel() for p in network.parameters())
+    assert document["frame"] and document["memory"]
+    assert all(entry["kind"] == "unavailable" for entry in document["cannot_run"])
 
 
 def test_the_slower_of_two_rates_is_the_floor():

@@ -518,11 +518,11 @@ def test_best_value_is_bold_and_a_source_never_is():
     )
     lines = tables.means_table(summary, {}).markdown().splitlines()
     assert lines[0].startswith("| method | AG ↑ |") and "| EN | SD | SCD ↑ | Nabf ↓ | person_median ↑ |" in lines[0]
-    assert lines[1] == "|---|" + "--:|" * 16
+    assert lines[1] == "|---|" + "--:|" * 17
     nothing = "- | - | - |"
-    assert lines[2] == "| infrared | " + "9 | " * 13 + nothing
-    assert lines[3] == "| one | " + "**3** | " * 9 + "3 | 3 | **3** | 3 | **0.5** | - | - |"
-    assert lines[4] == "| two | " + "2 | " * 12 + f"**2** | {nothing}"
+    assert lines[2] == "| infrared | " + "9 | " * 14 + nothing
+    assert lines[3] == "| one | " + "**3** | " * 10 + "3 | 3 | **3** | 3 | **0.5** | - | - |"
+    assert lines[4] == "| two | " + "2 | " * 13 + f"**2** | {nothing}"
 
 
 def test_several_references(pairs, tmp_path):

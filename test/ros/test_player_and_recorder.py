@@ -119,6 +119,10 @@ def test_the_demo_checks_its_own_books():
     assert any("no subscription to /a" in p for p in check(summary(unheard_topics=["/a"])))
     assert any("recorded 8 pictures, 7 were fused" in p for p in check(summary(recorded=8)))
     assert any("nothing on gate/image" in p for p in check(summary(companions={"gate/image": {"received": 0, "other_frame_id": 0}})))
+    nothing = {"gate/image": {"received": 0, "other_frame_id": 0}, "fused/status": {"received": 0, "other_frame_id": 0}}
+    without_gates = summary(companions=nothing)
+    without_gates["diagnostics"]["fusion: processing"] = {"gates": "no"}
+    assert [p for p in check(without_gates) if "nothing on" in p] == ["nothing on fused/status"]
     nothing = summary(diagnostics={}, recorded=0)
     assert any("0 pairs were fused, expected at least 1" in p for p in check(nothing))
     assert any("7 pairs were fused, expected at least 30" in p for p in check(summary(), least_fused=30))

@@ -25,6 +25,7 @@ from isfl_ros.ros.parameters import settings_from
 from isfl_ros.ros.latency import STAGES, WINDOW, Latency
 from isfl_ros.ros.processing import PairProcessor
 from isfl_ros.ros.sync import STREAMS, Pair
+from isfl_ros.visualization import colour_gate
 
 SECOND = 10**9
 
@@ -67,7 +68,7 @@ class Publisher:
 
 
 class Bench:
-    def __init__(self, *, gates=True, reference="rgb", **parameters):
+    def __init__(self, *, gates=True, stand_in=False, reference="rgb", **parameters):
         self.subscribed, self.sent, self.said, self.messages = set(), [], [], {}
         names = {output.topic + "/compressed" * output.is_compressed: name for name, output in TABLE.items()}
         node = SimpleNamespace(
@@ -86,7 +87,7 @@ class Bench:
         self.refusals = Refusals(self.ledger, log)
         self.pipeline = Pipeline()
         self.registrar = SimpleNamespace(registration=Registration(), missing=None)
-        self.outputs = Outputs(node, gates=gates)
+        self.outputs = Outputs(node, gates=gates, stand_in=stand_in)
         self.processor = PairProcessor(
             pipeline=self.pipeline,
             outputs=self.outputs,
@@ -184,6 +185,24 @@ def test_a_model_without_gates_is_never_asked_for_one():
     bench.processor.process(bench.job())
     assert bench.pipeline.asked == [(False, 11.0)]
     assert set(bench.sent) == {"fused", "status", "side_by_side"}  # no camera_info has come
+
+
+def test_what_stands_in_for_the_gate_is_shown_side_by_side_alone():
+    """BAFFM: no gate topics, and the entropy in the last quarter of the debug picture."""
+    bench = Bench(gates=False, stand_in=True)
+    ramp = np.tile(np.linspace(0, 1, 50, dtype=np.float32), (40, 1))
+    fuse = bench.pipeline.fuse
+    bench.pipeline.fuse = lambda *a, **k: replace(fuse(*a, **k), gate=None, entropy=ramp if k["gate"] else None)
+    bench.subscribed.update(TABLE)
+    bench.processor.process(bench.job())
+    assert bench.pipeline.asked == [(True, 11.0)]
+    assert set(bench.sent) == {"fused", "status", "side_by_side"}
+    message = bench.messages["side_by_side"]
+    shown = np.frombuffer(message.data, np.uint8).reshape(80, 100, 3)[40:, 50:]
+    np.testing.assert_array_equal(shown, colour_gate(ramp))
+    bench.subscribed.remove("side_by_side")
+    bench.processor.process(bench.job(stamp=12))
+    assert bench.pipeline.asked[-1] == (False, 12.0), "nothing else needs it"
 
 
 def test_the_stamp_is_that_of_the_reference():

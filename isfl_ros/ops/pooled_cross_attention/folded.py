@@ -39,6 +39,11 @@ def whole_frame() -> Iterator[None]:
         _whole_frame.reset(token)
 
 
+def frame_is_whole() -> bool:
+    """Whether :func:`whole_frame` is in force."""
+    return _whole_frame.get()
+
+
 def folded_attention(
     visible: Tensor, infrared: Tensor, for_visible: FoldedProjections, for_infrared: FoldedProjections, grid: int
 ) -> Tensor:
@@ -57,7 +62,7 @@ def folded_attention(
     differentiable = torch.is_grad_enabled() and any(
         t.requires_grad for t in (visible, infrared, *for_visible, *for_infrared)
     )
-    if differentiable or _whole_frame.get():
+    if differentiable or frame_is_whole():
         keys, offsets, values = asked_by_visible
         result = _weights(pixels_visible, keys, offsets, dtype) @ values
         keys, offsets, values = asked_by_infrared
