@@ -203,7 +203,7 @@ def test_fuses_where_ros_and_triton_cannot_be_imported():
 import sys
 class Refuse:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("rclpy", "triton", "openvino", "sensor_msgs", "cv_bridge", "message_filters", "matplotlib", "tensorboard"):
+        if name.split(".")[0] in ("rclpy", "triton", "openvino", "sensor_msgs", "cv_bridge", "message_filters", "matplotlib", "tensorboard", "sklearn"):
             raise ImportError(f"{name} is refused")
 sys.meta_path.insert(0, Refuse())
 import numpy as np

@@ -50,13 +50,27 @@ def read_variants(path: Path) -> dict[str, TrainingConfig]:
 
 
 def train_variants(
-    configs: dict[str, TrainingConfig], *, seeds: Sequence[int], data: Path, out: Path, device: str
+    configs: dict[str, TrainingConfig], *, seeds: Sequence[int] | None, data: Path, out: Path, device: str
 ) -> dict[str, Path]:
-    """Trains what is not trained yet; the model folders by name, variant after variant and seed after seed."""
+    """Trains what is not trained yet; the model folders by name, variant after variant and seed after seed.
+
+    Args:
+        configs: the variants by name.
+        seeds: of the trainings of each; None: every variant's own.
+        data: folder to which the sets are relative.
+        out: the runs go to ``out/runs/NAME-seedN``.
+        device: see :func:`~isfl_ros.device.choose_device`.
+
+    Raises:
+        InputError: as the trainer, or ``seeds`` would take the place of a difference between the variants.
+    """
+    own = {config.seed for config in configs.values()}
+    if seeds is not None and len(own) > 1:
+        raise InputError("the variants differ in their seed", got=str(sorted(own)), do="leave --seeds out")
     models = {}
     for name, config in configs.items():
-        for seed in seeds:
-            run = out / "runs" / (name if len(seeds) == 1 else f"{name}-seed{seed}")
+        for seed in seeds or (config.seed,):
+            run = out / "runs" / f"{name}-seed{seed}"
             config_of_seed = dataclasses.replace(config, seed=seed)
             trainer = Trainer(config_of_seed, data_root=data, out=run, device=device, workers=1)
             print(f"{run.name}: {config.steps} steps", flush=True)
@@ -89,10 +103,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", required=True, type=Path, help="folder to which the sets are relative")
     parser.add_argument("--out", required=True, type=Path, help="folder of the runs and of the table")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these variants (default: all)")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="a training for each (default: 0)")
+    parser.add_argument("--seeds", nargs="+", type=int, help="a training for each (default: the recipe's seed)")
     parser.add_argument(
         "--sets", nargs="+", metavar="NAME=SET", help="what the table is about, relative to --data (default: pairs that no recipe uses)"
     )
+    parser.add_argument("--reference", metavar="NAME", help="run that the others are compared with (default: the first)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--train-only", action="store_true", help="no table yet")
@@ -110,7 +125,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         models = train_variants(configs, seeds=args.seeds, data=args.data, out=args.out, device=args.device)
         if args.train_only:
             return 0
-        return evaluate(models, sets=_sets(args.sets), reference=next(iter(models)), data=args.data, out=args.out / "evaluation")
+        reference = args.reference or next(iter(models))
+        print(f"compared with {reference}", flush=True)
+        return evaluate(models, sets=_sets(args.sets), reference=reference, data=args.data, out=args.out / "evaluation")
     except InputError as error:
         print(f"ablation: {error}", file=sys.stderr)
         return 2

@@ -196,6 +196,7 @@ def _is_done(folder: Path, training: TrainingConfig) -> bool:
 def _evaluate(
     part: str, trials: Sequence[Trial], trainings: Mapping[str, TrainingConfig], config: TablesConfig
 ) -> dict:
+    _require_one_backbone(trials, config.out / "runs")
     out = config.out / "evaluation" / part
     sets = config.scenes if part == "bias" else config.sets
     models = [f"{trial.name}={config.out / 'runs' / trial.name / 'model'}" for trial in trials]
@@ -221,6 +222,21 @@ def _evaluate(
         "training": json.loads(json.dumps(dataclasses.asdict(trainings[trials[0].name]))),
         **figures,
     }
+
+
+def _require_one_backbone(trials: Sequence[Trial], runs: Path) -> None:
+    """Refuses to compare dictionaries of different backbones: a name says little, a shipped model is trained anew at times."""
+    found: dict[str, str] = {}
+    for trial in trials:
+        record = json.loads((runs / trial.name / "model" / DESCRIPTION).read_text()).get("dictionary") or {}
+        if record:
+            found.setdefault(record["backbone_sha256"], trial.name)
+    if len(found) > 1:
+        raise InputError(
+            "dictionaries of different backbones in one table",
+            got=", ".join(f"{name} {digest[:12]}" for digest, name in found.items()),
+            do="remove the older of these runs, and train them again",
+        )
 
 
 def _all_tables(out: Path) -> str:

@@ -225,7 +225,11 @@ class _Run:
         if self.rival is not None:
             rival = list(contenders_of(self.rival[0], pairs, self.rival[1]).values())[-1]
             opponents[self._against_name()] = rival
-            if not why_no_plain(self.rival[0]):
+            obstacle = why_no_plain(self.rival[0])
+            if obstacle:
+                about = self._row(size, plan) | {"contender": f"plain of {self._against_name()}"}
+                self.cannot_run.append({"section": "network"} | about | {"kind": "unavailable", "reason": obstacle})
+            else:
                 variant = PLAIN_VARIANTS[self.device][0]
                 written_down = Plain(self.rival[0], pairs, device=self.device, variant=variant)
                 opponents[f"{variant} of {self._against_name()}"] = written_down

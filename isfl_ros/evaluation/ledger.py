@@ -24,7 +24,7 @@ class Ledger:
         """
         self._path, self._key = path, key
         self._lines: dict[tuple[str, ...], dict[str, str]] = {}
-        lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else [""]
+        lines = path.read_bytes().split(b"\n") if path.is_file() else [b""]
         for number, text in enumerate(lines[:-1], 1):  # an interrupted write leaves a last line without its end
             try:
                 line = json.loads(text)
@@ -47,9 +47,9 @@ class Ledger:
 
     def mend(self) -> None:
         """Removes a last line without its end, so that lines can be added."""
-        text = self._path.read_text(encoding="utf-8") if self._path.is_file() else ""
-        if text and not text.endswith("\n"):
-            write_bytes(self._path, text[: text.rfind("\n") + 1].encode())
+        data = self._path.read_bytes() if self._path.is_file() else b""
+        if data and not data.endswith(b"\n"):
+            write_bytes(self._path, data[: data.rfind(b"\n") + 1])
 
     def add(self, line: dict[str, str]) -> None:
         """Appends a line."""

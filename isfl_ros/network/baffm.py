@@ -17,6 +17,7 @@ from isfl_ros.network.encoder import Encoder
 from isfl_ros.network.layers import ConvNormAct
 from isfl_ros.network.model import check_inputs
 from isfl_ros.ops.backdoor_adjustment import (
+    IMPLEMENTATIONS,
     AdjustmentTables,
     AdjustmentWeights,
     adjust_folded,
@@ -179,7 +180,15 @@ class BaffmNet(nn.Module):
             buffer.copy_(values)
 
     def set_implementation(self, name: str) -> None:
-        """Names who computes the adjustments: ``reference`` or ``folded``."""
+        """Names who computes the adjustments: ``reference`` or ``folded``.
+
+        Raises:
+            InputError: another name.
+        """
+        if name not in IMPLEMENTATIONS:
+            raise InputError(
+                "unknown implementation of the back-door adjustment", expected=f"one of {', '.join(IMPLEMENTATIONS)}", got=repr(name)
+            )
         for module in self.modules():
             if isinstance(module, BackdoorAdjustment):
                 module.implementation = name

@@ -194,6 +194,7 @@ class LossConfig:
             conflict,
         )
         _require(0 <= self.structure_gain_scales <= 6, "loss.structure_gain_scales", "0 to 6", self.structure_gain_scales)
+        _require(self.detail_sharp <= 2.5, "loss.detail_sharp", "at most 2.5, or the softest would be asked for less than nothing", self.detail_sharp)
         _require(0.0 < self.eta < 1.0, "loss.eta", "between 0 and 1", self.eta)
         _require(0.0 < self.structure_gain <= 4.0, "loss.structure_gain", "above 0, at most 4", self.structure_gain)
         _require(self.necessity_margin >= 0.0, "loss.necessity_margin", ">= 0", self.necessity_margin)

@@ -166,6 +166,8 @@ class Trainer:
             training["throughput"] = self.throughput
         if self._learner.teacher is not None:
             training["teacher"] = self._learner.teacher.facts()
+        if self._learner.initial is not None:
+            training["initial"] = self._learner.initial
         directory = self.out / "model"
         info = ModelInfo(
             name=directory.name,
@@ -265,16 +267,22 @@ class Trainer:
 
     def _find_dictionaries(self, pairs: list[LoadedPair]) -> Dictionaries:
         """Those that ``initial`` brought, those of ``dictionary.folder``, those that this run has made before, or new
-        ones; the first that there are. All but new ones must be what the configuration would make."""
+        ones; the first that there are. A folder's must be what the configuration would make; those that belong to weights
+        stay with them, also when the backbone has been trained anew since."""
         config, network = self.config, self.config.network_config()
         wanted = {"regions": config.dictionary.regions, "prototypes": network.prototypes, "entries": network.entries}
-        wanted["backbone_sha256"] = Backbone(config.dictionary.backbone).sha256
         made = self.out / "dictionary"
+        if config.initial and config.dictionary.folder:
+            raise InputError(
+                "initial and dictionary.folder both bring dictionaries",
+                do="leave dictionary.folder out: weights keep the dictionaries that they were trained with",
+            )
         if config.initial:
             record = dictionary.parse_record(load_model(resolve_model(config.initial))[1].dictionary, config.initial)
             found, where = Dictionaries(*(t.cpu() for t in _dictionaries_of(self.network)), record), config.initial
         elif config.dictionary.folder:
             found, where = dictionary.read_dictionaries(config.dictionary.folder), config.dictionary.folder
+            wanted["backbone_sha256"] = Backbone(config.dictionary.backbone).sha256
         elif (made / dictionary.RECORD).is_file():
             found, where = dictionary.read_dictionaries(made), str(made)
             wanted |= {"images": len(pairs), "seed": config.seed}

@@ -335,7 +335,8 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 
 
 def uncorrelated(fused: Tensor, source: Tensor) -> Tensor:
-    """1 minus Pearson's correlation of two pictures (B, 1, H, W) in [0, 1], sample by sample: (B,) in [0, 2].
+    """1 minus Pearson's correlation of two pictures (B, 1, H, W) in [0, 1], times how much the source counts, sample by
+    sample: (B,) in [0, 2].
 
     Unlike a difference it asks nothing of brightness and contrast. The flatter a source, the less it counts, down to 0 where it is
     constant: what a dark, empty patch correlates with is noise, and the gradient would grow as the picture gets flatter.

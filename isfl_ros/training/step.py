@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import logging
 import math
 from typing import Iterable, Iterator
 
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from isfl_ros.errors import InputError
-from isfl_ros.network.checkpoint import check_tensors, load_model
+from isfl_ros.network.checkpoint import WEIGHTS, check_tensors, load_model
 from isfl_ros.resources import resolve_model
 from isfl_ros.training import losses
 from isfl_ros.training.config import TrainingConfig
@@ -20,6 +22,7 @@ from isfl_ros.training.interventions import draw_variants, make_masks
 from isfl_ros.training.losses import Objective, Output
 from isfl_ros.training.teacher import Teacher
 
+_log = logging.getLogger(__name__)
 _STREAM_LAYERS = 5
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 _DIVERGED = 1e7
@@ -49,8 +52,10 @@ class Learner:
         # Dying units leave gradients below the normal range, on which a CPU is many times slower.
         torch.set_flush_denormal(True)
         network = config.build_network().to(device, memory_format=torch.channels_last)
+        self.initial: dict[str, object] | None = None
+        """What the weights at the start were, where they were not drawn."""
         if config.initial:
-            begin_with(network, config.initial)
+            self.initial = begin_with(network, config.initial)
         if hasattr(network, "set_implementation"):  # a network without the CFI has nothing to choose
             network.set_implementation(implementation)
         if config.batchnorm_sync and processes > 1:
@@ -221,7 +226,15 @@ class Learner:
     def _check_direction(self, step: int) -> None:
         """Clipping hides for hundreds of steps that the network is lost already. One step beyond measure says nothing: where a
         modality is missing, the norms of an untrained network blow up constant features."""
-        self._steps_beyond = self._steps_beyond + 1 if self.gradient_norm > _DIVERGED else 0
+        if self.gradient_norm <= _DIVERGED:
+            self._steps_beyond = 0
+            return
+        self._steps_beyond += 1
+        if self._steps_beyond == 1 and not self.config.optimizer.clip_norm:
+            _log.warning(
+                "step %d: a gradient of the norm %.1e, not clipped: Adam remembers it for thousands of steps; set optimizer.clip_norm",
+                step, self.gradient_norm,
+            )
         if self._steps_beyond >= _DIVERGED_STEPS:
             raise InputError(
                 f"the run diverges at step {step}",
@@ -275,14 +288,21 @@ def _statistics(network: nn.Module, move: bool) -> Iterator[None]:
             module.momentum = momentum
 
 
-def begin_with(network: nn.Module, name: str) -> None:
+def begin_with(network: nn.Module, name: str) -> dict[str, object]:
     """Takes the weights and running statistics of a trained model of the same shape.
+
+    Returns:
+        What they are, for the description of what comes of them: recipe, steps, SHA-256 of the file, and what they
+        themselves began with.
 
     Raises:
         InputError: there is no such model, or a tensor is missing, surplus or of another shape.
     """
     directory = resolve_model(name)
-    trained, _ = load_model(directory)
+    trained, info = load_model(directory)
     weights = trained.state_dict()
     check_tensors(weights, network.state_dict(), f"initial: {directory}")
     network.load_state_dict(weights)
+    digest = hashlib.sha256((directory / WEIGHTS).read_bytes()).hexdigest()
+    facts = {"recipe": info.recipe, "steps": info.training.get("steps"), "sha256": digest}
+    return facts | ({"initial": info.training["initial"]} if "initial" in info.training else {})

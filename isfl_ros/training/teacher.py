@@ -32,7 +32,9 @@ class Teacher:
         network, self.info = load_model(directory)
         self._network = network.to(device, memory_format=torch.channels_last).requires_grad_(False)
         if hasattr(network, "set_implementation"):
-            network.set_implementation(implementation)
+            # The student's may be one that the teacher's network does not have; every network has the folded one.
+            obstacle = network.why_not(implementation) if hasattr(network, "why_not") else None
+            network.set_implementation("folded" if obstacle else implementation)
         try:
             self(*torch.zeros((2, 1, 1, patch, patch), device=device))
         except InputError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 
 import cv2
 import numpy as np
@@ -40,10 +41,10 @@ def write(tmp_path, **changes):
 def test_variants_are_trained_once_and_stand_in_one_table(data, tmp_path):
     words = [str(write(tmp_path)), "--data", str(data), "--out", str(tmp_path / "out"), "--sets", "small=set", "--threads", "1"]
     assert ablation.main(words) == 0
-    models = {name: tmp_path / "out" / "runs" / name / "model" for name in ("all", "without")}
+    models = {name: tmp_path / "out" / "runs" / name / "model" for name in ("all-seed0", "without-seed0")}
     trained = {name: (path / "weights.safetensors").stat().st_mtime_ns for name, path in models.items()}
     with (tmp_path / "out" / "evaluation" / "per_image.csv").open(newline="") as file:
-        assert {row["method"] for row in csv.DictReader(file)} == {"all", "without", "average"}
+        assert {row["method"] for row in csv.DictReader(file)} == {"all-seed0", "without-seed0", "average"}
     assert ablation.main([*words, "--train-only"]) == 0
     assert trained == {name: (path / "weights.safetensors").stat().st_mtime_ns for name, path in models.items()}
 
@@ -54,6 +55,9 @@ def test_a_seed_has_a_run_of_its_own(data, tmp_path):
         {"all": configs["all"]}, seeds=(1, 2), data=data, out=tmp_path / "out", device="cpu"
     )
     assert list(models) == ["all-seed1", "all-seed2"]
+    with pytest.raises(InputError, match="the variants differ in their seed"):
+        others = {"all": configs["all"], "more": dataclasses.replace(configs["all"], seed=4)}
+        ablation.train_variants(others, seeds=(1, 2), data=data, out=tmp_path / "out", device="cpu")
     one, two = ((path / "weights.safetensors").read_bytes() for path in models.values())
     assert one != two
 

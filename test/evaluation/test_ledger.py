@@ -30,9 +30,9 @@ def test_a_write_that_was_interrupted_is_forgotten(tmp_path):
     assert Ledger(path, KEY).find("a", "y") and path.read_text().count("\n") == 2
 
 
-@pytest.mark.parametrize("line", ["{", "[1]", '{"set": "a"}', "3", ""])
+@pytest.mark.parametrize("line", [b"{", b"[1]", b'{"set": "a"}', b"3", b"", b"\xff\xfe"])
 def test_a_damaged_line_is_named(tmp_path, line):
     path = tmp_path / "kept.jsonl"
-    path.write_text('{"set": "a", "stem": "x"}\n' + line + "\n")
+    path.write_bytes(b'{"set": "a", "stem": "x"}\n' + line + b"\n")
     with pytest.raises(InputError, match="kept.jsonl is damaged in line 2"):
         Ledger(path, KEY)

@@ -177,7 +177,8 @@ def test_cost_of_the_default_architecture():
     network = for_inference(random_network(ARCHITECTURES["baffm"], torch.float32))
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         network(*torch.zeros(2, 1, 1, 480, 640))
-    assert counter.get_total_flops() / 2 <= 12e9
+    assert counter.get_total_flops() / 2 == pytest.approx(4.5e9, rel=0.01), "what docs/baffm.md says"
+    assert sum(p.numel() for p in BaffmNet(ARCHITECTURES["baffm"]).parameters()) == 33_313
 
 
 def test_masked_pixels_do_not_reach_the_network():
