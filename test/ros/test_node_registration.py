@@ -96,10 +96,13 @@ class Cameras:
         )
 
     def assert_as_offline(self, client, stamp, result):
-        """Pictures to the byte; stamp, frame and calibration of the reference camera on every topic. Gives the mode."""
+        """Pictures to a grey level in a thousandth of their values; stamp, frame and calibration of the reference camera on every topic. Gives the mode."""
         fused, gate = (client.arrived(topic, stamp) for topic in ("fused/image", "gate/image"))
-        np.testing.assert_array_equal(np.array(fused.data).reshape(fused.height, fused.width, 3), result.rgb)
-        np.testing.assert_array_equal(np.array(gate.data).reshape(gate.height, gate.width), to_uint8(result.gate))
+        apart = np.abs(np.array(fused.data).reshape(fused.height, fused.width, 3).astype(int) - result.rgb)
+        # Another process may divide the sums among its threads otherwise; a value on the edge of two grey levels then tips.
+        assert apart.max() <= 1 and np.count_nonzero(apart) <= 1e-3 * apart.size
+        gate_apart = np.array(gate.data).reshape(gate.height, gate.width).astype(int) - to_uint8(result.gate)
+        assert np.abs(gate_apart).max() <= 1 and np.count_nonzero(gate_apart) <= 1e-3 * gate_apart.size
         calibration = client.arrived("fused/camera_info", stamp)
         assert {m.header.frame_id for m in (fused, gate, calibration)} == {f"{self.reference}_optical"}
         expected = self.info(self.reference)
