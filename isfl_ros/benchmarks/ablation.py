@@ -17,8 +17,7 @@ from typing import Sequence
 import torch
 
 from isfl_ros.errors import InputError
-from isfl_ros.resources import shared_directory
-from isfl_ros.training.config import TrainingConfig, merge_documents, parse_config, read_document
+from isfl_ros.training.config import TrainingConfig, merge_documents, parse_config, read_document, recipe_path
 from isfl_ros.training.loop import Trainer
 
 NAMED = "config/ablations"
@@ -112,9 +111,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--train-only", action="store_true", help="no table yet")
     args = parser.parse_args(argv)
-    path = Path(args.ablation)
     try:
-        configs = read_variants(path if path.suffix else shared_directory() / NAMED / f"{args.ablation}.yaml")
+        configs = read_variants(recipe_path(args.ablation, NAMED))
         unknown = [name for name in args.only or () if name not in configs]
         if unknown:
             raise InputError(f"there is no variant {unknown[0]!r}", expected=f"one of {', '.join(configs)}")

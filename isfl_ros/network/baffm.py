@@ -17,11 +17,11 @@ from isfl_ros.network.encoder import Encoder
 from isfl_ros.network.layers import ConvNormAct
 from isfl_ros.network.model import check_inputs
 from isfl_ros.ops.backdoor_adjustment import (
-    IMPLEMENTATIONS,
     AdjustmentTables,
     AdjustmentWeights,
     adjust_folded,
     backdoor_adjustment,
+    check_implementation,
     fold_adjustment,
 )
 from isfl_ros.ops.gated_blend import NEGATIVE_SLOPE
@@ -185,10 +185,7 @@ class BaffmNet(nn.Module):
         Raises:
             InputError: another name.
         """
-        if name not in IMPLEMENTATIONS:
-            raise InputError(
-                "unknown implementation of the back-door adjustment", expected=f"one of {', '.join(IMPLEMENTATIONS)}", got=repr(name)
-            )
+        check_implementation(name)
         for module in self.modules():
             if isinstance(module, BackdoorAdjustment):
                 module.implementation = name

@@ -356,10 +356,10 @@ def parse_config(document: dict, where: str) -> TrainingConfig:
     return _typed(TrainingConfig, values, where)
 
 
-def recipe_path(name: str | Path) -> Path:
-    """A YAML file as given, or that of a shipped recipe (``config/train/NAME.yaml``) where the name has no suffix."""
+def recipe_path(name: str | Path, folder: str = "config/train") -> Path:
+    """A YAML file as given, or the shipped one of that name in ``folder`` where the name has no suffix."""
     path = Path(name)
-    return path if path.suffix else shared_directory() / "config" / "train" / f"{name}.yaml"
+    return path if path.suffix else shared_directory() / folder / f"{name}.yaml"
 
 
 def read_config(path: str | Path) -> TrainingConfig:

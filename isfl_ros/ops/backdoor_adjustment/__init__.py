@@ -6,6 +6,7 @@ from isfl_ros.ops.backdoor_adjustment.api import (
     AdjustmentWeights,
     adjust_folded,
     backdoor_adjustment,
+    check_implementation,
     fold_adjustment,
 )
 
@@ -15,5 +16,6 @@ __all__ = [
     "AdjustmentWeights",
     "adjust_folded",
     "backdoor_adjustment",
+    "check_implementation",
     "fold_adjustment",
 ]

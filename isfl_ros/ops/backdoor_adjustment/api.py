@@ -53,6 +53,20 @@ IMPLEMENTATIONS: dict[str, Callable[..., tuple[Tensor, Tensor | None]]] = {
 }
 
 
+def check_implementation(name: str) -> None:
+    """Refuses a name that is not in :data:`IMPLEMENTATIONS`.
+
+    Raises:
+        InputError: it is not.
+    """
+    if name not in IMPLEMENTATIONS:
+        raise InputError(
+            "unknown implementation of the back-door adjustment",
+            expected=f"one of {', '.join(IMPLEMENTATIONS)}",
+            got=repr(name),
+        )
+
+
 def backdoor_adjustment(
     features: Tensor,
     dictionary: Tensor,
@@ -78,12 +92,7 @@ def backdoor_adjustment(
     Raises:
         InputError: an unknown implementation, or shapes that do not fit together.
     """
-    if implementation not in IMPLEMENTATIONS:
-        raise InputError(
-            "unknown implementation of the back-door adjustment",
-            expected=f"one of {', '.join(IMPLEMENTATIONS)}",
-            got=repr(implementation),
-        )
+    check_implementation(implementation)
     _check(features, dictionary, weights)
     return IMPLEMENTATIONS[implementation](features, dictionary, weights, entropy)
 
