@@ -36,8 +36,8 @@ def scale_pixels(config: IsflConfig | BaffmConfig, height: int, width: int) -> l
 
 
 def head_channels(config: IsflConfig) -> int:
-    """Channels of the last convolution: the picture itself, or the coefficients of an affine head."""
-    return {"sigmoid": 1, "affine": 3}[config.head]
+    """Channels of the last convolution: the picture itself, or the coefficients of an affine head, of every pixel of a square."""
+    return {"sigmoid": 1, "affine": 3 * config.pixels_apart}[config.head]
 
 
 def convolution(channels_in: int, channels_out: int, kernel: int, pixels: int, element: int) -> Cost:
@@ -135,13 +135,14 @@ def network(
 def _parts(config: IsflConfig, pixels: list[int], size: int, element: int) -> Iterator[Cost]:
     """``pixels`` of every scale, ``size`` of the pictures."""
     c = config.width
+    entering = config.pixels_apart
     if config.reduction > 1:
-        yield Cost(0, 2 * (size + pixels[0]) * element)  # averaging both pictures
+        yield Cost(0, 2 * (size + entering * pixels[0]) * element)  # averaging or rearranging both pictures
     for k, n in enumerate(pixels):
         for _ in ("visible", "infrared"):
             if k:
                 yield Cost(0, c * (pixels[k - 1] + n) * element)  # max-pooling
-            yield convolution(c if k else 1, c, 3, n, element)
+            yield convolution(c if k else entering, c, 3, n, element)
             yield convolution(c, c, 3, n, element)
         yield integrator(config, n, element) if config.cfi else Cost(0, 3 * c * n * element)
         if config.refine:
@@ -193,7 +194,7 @@ def _baffm_parameters(config: BaffmConfig) -> int:
 def _parameters(config: IsflConfig) -> int:
     """Weights of convolutions and projections, biases and norms left out: they are under 2 %."""
     c, g = config.width, config.gate_width
-    encoder = 9 * c + 9 * c * c * (2 * config.scales - 1)
+    encoder = 9 * config.pixels_apart * c + 9 * c * c * (2 * config.scales - 1)
     cfi = 6 * c * c + (9 * c * g + g if g else 9 * c) if config.cfi else 0
     refine = 9 * c * c if config.refine else 0
     decoders = 18 * c * c * (config.scales - 1)

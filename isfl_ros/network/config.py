@@ -44,6 +44,9 @@ class IsflConfig:
     reduction: int = 1
     """Features are computed on the pictures averaged over squares of this side, and what the head gives is raised to full
     size: 1, 2 or 4. Above 1 the head must be ``affine``, which brings the detail of the full size back."""
+    subpixel: bool = False
+    """With a reduction: the pixels of a square enter as channels (pixel unshuffle) instead of as their mean, and the head gives
+    every full-size pixel its own coefficients (pixel shuffle) instead of raising those of the square."""
     cfi: bool = True
     """False replaces the Causal Feature Integrator by the local feature alone (ablation; such a network has no gates)."""
 
@@ -64,8 +67,14 @@ class IsflConfig:
             "reduction",
             "1, or with head affine 2 or 4",
         )
-        for key in ("siamese", "refine", "cfi"):
+        require(not self.subpixel or self.reduction > 1, "subpixel", "false, or reduction 2 or 4")
+        for key in ("siamese", "refine", "cfi", "subpixel"):
             require(isinstance(getattr(self, key), bool), key, "true or false")
+
+    @property
+    def pixels_apart(self) -> int:
+        """Pixels of a square that the encoders and the head tell apart: 1, or those of a ``subpixel`` network's square."""
+        return self.reduction**2 if self.subpixel else 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +127,11 @@ class BaffmConfig:
             require(isinstance(getattr(self, key), bool), key, "true or false")
 
     @property
+    def pixels_apart(self) -> int:
+        """As of :class:`IsflConfig`: here nothing is reduced."""
+        return 1
+
+    @property
     def needs_dictionary(self) -> bool:
         """Whether the network cannot do without confounder dictionaries."""
         return self.adjustment == "backdoor"
@@ -126,7 +140,7 @@ class BaffmConfig:
 ARCHITECTURES: dict[str, IsflConfig | BaffmConfig] = {
     # Two encoders, because a symmetric network cannot tell a hot pedestrian from a bright lamp. Features at half size, because
     # the head brings the detail back: a quarter of the arithmetic for hardly less (docs/log.md).
-    "isfl": IsflConfig(head="affine", reduction=2),
+    "isfl": IsflConfig(head="affine", reduction=2, subpixel=True),
     # What the authors released; kept apart so that our default may move without touching the comparison.
     "isfl-release": IsflConfig(
         siamese=False,
@@ -139,6 +153,7 @@ ARCHITECTURES: dict[str, IsflConfig | BaffmConfig] = {
         head="sigmoid",
         head_kernel=3,
         reduction=1,
+        subpixel=False,
     ),
     # What the text and the figures of the paper say: one encoder, a gate of a single 3x3 convolution, no refinement, a decoder that
     # convolves before it adds, a 1x1 head. The number of the gate's channels is not said: one, as in the release.
@@ -153,9 +168,10 @@ ARCHITECTURES: dict[str, IsflConfig | BaffmConfig] = {
         head="sigmoid",
         head_kernel=1,
         reduction=1,
+        subpixel=False,
     ),
     # For CPU-only machines and small boards: a quarter of the channels.
-    "isfl-edge": IsflConfig(width=8, gate_width=4, grid=4, head="affine", reduction=2),
+    "isfl-edge": IsflConfig(width=8, gate_width=4, grid=4, head="affine", reduction=2, subpixel=True),
     # The second paper's network around our encoder (docs/baffm.md says what is ours in it).
     "baffm": BaffmConfig(),
 }

@@ -65,7 +65,7 @@ class AffineHead(nn.Module):
     """Fused luma as a local affine combination of the two pictures, with the coefficients that the network gives.
 
     ``a * visible + b * infrared + c``, with a, b, c from the last convolution, (B, 3, h, w), raised to the size of the
-    pictures and bounded to [0, 1]. Not in the paper. A sigmoid head has to carry every grey level of the sources through
+    pictures (of a ``subpixel`` network: (B, 3 reduction^2, h, w), rearranged to it), bounded to [0, 1]. Not in the paper. A sigmoid head has to carry every grey level of the sources through
     the features to be faithful to them; here the features only say what is taken from where, by how much it is
     strengthened, and what is added. Where a modality is invalid its picture is 0, and it is the network that has to
     answer with the coefficients of the other one.
@@ -73,30 +73,39 @@ class AffineHead(nn.Module):
 
     def __init__(self, config: IsflConfig):
         super().__init__()
-        self.reduction = config.reduction
-        self.conv = nn.Conv2d(config.width, 3, kernel_size=config.head_kernel, padding=config.head_kernel // 2)
+        self.reduction, self.subpixel = config.reduction, config.subpixel
+        of_each = config.pixels_apart
+        self.conv = nn.Conv2d(config.width, 3 * of_each, kernel_size=config.head_kernel, padding=config.head_kernel // 2)
         with torch.no_grad():  # training starts near the average of the two pictures
             self.conv.weight.mul_(0.1)
-            self.conv.bias.copy_(torch.tensor([0.5, 0.5, 0.0]))
+            self.conv.bias.copy_(torch.tensor([0.5, 0.5, 0.0]).repeat_interleave(of_each))
 
     def forward(self, x: Tensor, visible: Tensor, infrared: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):  # in bfloat16 a coefficient near 1 steps by a grey level
             coefficients = self.conv(x.to(self.conv.weight.dtype)).to(visible.dtype)
-            if self.reduction > 1:
-                raised = F.interpolate(coefficients, scale_factor=self.reduction, mode="bilinear", align_corners=False)
-                coefficients = raised[..., : visible.shape[-2], : visible.shape[-1]]
+            if self.subpixel:
+                coefficients = F.pixel_shuffle(coefficients, self.reduction)
+            elif self.reduction > 1:
+                coefficients = F.interpolate(coefficients, scale_factor=self.reduction, mode="bilinear", align_corners=False)
+            coefficients = coefficients[..., : visible.shape[-2], : visible.shape[-1]]
             of_visible, of_infrared, offset = coefficients.split(1, dim=1)
             fused = of_visible * visible + of_infrared * infrared + offset
             return _Bounded.apply(fused) if self.training else fused.clamp(0.0, 1.0)
 
 
-def reduce_picture(picture: Tensor, reduction: int) -> Tensor:
-    """Means over squares of side ``reduction``: (B, 1, H, W) to (B, 1, ceil(H / reduction), ceil(W / reduction)).
+def reduce_picture(picture: Tensor, reduction: int, *, subpixel: bool = False) -> Tensor:
+    """Squares of side ``reduction``, each as one pixel: their means, (B, 1, H, W) to (B, 1, ceil(H / reduction),
+    ceil(W / reduction)), or with ``subpixel`` their pixels, (B, reduction^2, ...), row after row.
 
-    Squares that reach over the edge are means of what lies inside.
+    Squares that reach over the edge are means of what lies inside; their pixels outside are those of the edge once more.
     """
     if reduction == 1:
         return picture
+    if subpixel:
+        height, width = picture.shape[-2:]
+        if height % reduction or width % reduction:
+            picture = F.pad(picture, (0, -width % reduction, 0, -height % reduction), mode="replicate")
+        return F.pixel_unshuffle(picture, reduction)
     return F.avg_pool2d(picture, reduction, ceil_mode=True, count_include_pad=False)
 
 

@@ -50,7 +50,7 @@ class IsflNet(nn.Module):
         """Features of one modality, ``visible`` or ``infrared``, at every scale, finest first: a picture (B, 1, H, W)
         in [0, 1] to (B, C, h, w) each."""
         encoder = self.encoder if self.config.siamese else getattr(self, f"encoder_{modality}")
-        return encoder(reduce_picture(picture, self.config.reduction))
+        return encoder(reduce_picture(picture, self.config.reduction, subpixel=self.config.subpixel))
 
     def set_implementation(self, name: str) -> None:
         """Names who computes the Causal Feature Integrator of every scale: ``reference``, ``folded`` or ``triton``."""

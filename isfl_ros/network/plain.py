@@ -17,18 +17,26 @@ _EPS = 1e-5
 
 def shape_of(config) -> dict[str, object]:
     """What :func:`plain_forward` has to know of an ``IsflConfig`` besides the weights."""
-    return {name: getattr(config, name) for name in ("scales", "grid", "head", "reduction")}
+    return {name: getattr(config, name) for name in ("scales", "grid", "head", "reduction", "subpixel")}
 
 
 def plain_forward(
-    p: dict[str, Tensor], visible: Tensor, infrared: Tensor, *, scales: int = 3, grid: int = 8, head: str = "sigmoid", reduction: int = 1
+    p: dict[str, Tensor],
+    visible: Tensor,
+    infrared: Tensor,
+    *,
+    scales: int = 3,
+    grid: int = 8,
+    head: str = "sigmoid",
+    reduction: int = 1,
+    subpixel: bool = False,
 ) -> tuple[Tensor, list[Tensor]]:
     """Networks of the shape of ``isfl-release``, with either head and any reduction, in evaluation mode (paper, section 3.3).
 
     Args:
         p: state dictionary of such a network, all of one dtype and device.
         visible, infrared: (B, 1, H, W) in [0, 1], of that dtype and device, exactly 0 where invalid.
-        scales, grid, head, reduction: of the network.
+        scales, grid, head, reduction, subpixel: of the network.
 
     Returns:
         Fused luma (B, 1, H, W) and the gates (B, 1, h, w), coarsest first.
@@ -63,6 +71,11 @@ def plain_forward(
 
     def shrink(x: Tensor) -> Tensor:
         h, w = x.shape[-2:]
+        if subpixel:
+            rows = [min(y, h - 1) for y in range(h + -h % reduction)]
+            columns = [min(y, w - 1) for y in range(w + -w % reduction)]
+            x = x[:, :, rows][:, :, :, columns]
+            return torch.cat([x[:, :, i::reduction, j::reduction] for i in range(reduction) for j in range(reduction)], dim=1)
         padding = (0, -w % reduction, 0, -h % reduction)
         inside = F.avg_pool2d(F.pad(torch.ones_like(x), padding), reduction)
         return F.avg_pool2d(F.pad(x, padding), reduction) / inside
@@ -86,7 +99,12 @@ def plain_forward(
     last = conv("head.conv", result, 1)
     if head == "affine":
         size = [reduction * side for side in last.shape[-2:]]
-        last = F.interpolate(last, size=size, mode="bilinear", align_corners=False)
+        if subpixel:
+            small, last = last, last.new_empty(last.shape[0], 3, *size)
+            for k in range(reduction**2):
+                last[:, :, k // reduction :: reduction, k % reduction :: reduction] = small[:, k :: reduction**2]
+        else:
+            last = F.interpolate(last, size=size, mode="bilinear", align_corners=False)
         last = last[:, :, : visible.shape[-2], : visible.shape[-1]]
         return torch.clamp(last[:, :1] * visible + last[:, 1:2] * infrared + last[:, 2:], 0, 1), gates
     return torch.sigmoid(last), gates

@@ -45,12 +45,16 @@ class DataConfig:
     """Part of the patches of pairs with labelled persons that is placed on one of them, chosen by area; the rest lies anywhere."""
     least_scale: float = 1.0
     """Patches are cut at a random scale between this and 1 and reduced to the patch size; 1 switches it off."""
+    sharpen: float = 0.0
+    """Half of the patches are sharpened (unsharp mask of 1 px) by a random amount up to this, each picture by its own: sharper
+    cameras than those of the training pairs; 0 switches it off."""
 
     def __post_init__(self) -> None:
         _require(self.patch >= 32, "data.patch", ">= 32", self.patch)
         _require(self.batch >= 1, "data.batch", ">= 1", self.batch)
         _require(0.1 <= self.least_scale <= 1.0, "data.least_scale", "0.1 to 1", self.least_scale)
         _require(0.0 <= self.people_share <= 1.0, "data.people_share", "0 to 1", self.people_share)
+        _require(0.0 <= self.sharpen <= 4.0, "data.sharpen", "0 to 4", self.sharpen)
         _require(self.validation_pairs >= 1, "data.validation_pairs", ">= 1", self.validation_pairs)
 
 
@@ -100,7 +104,9 @@ class LossConfig:
     """Every term of the objective with its weight (0 switches it off) and its reading."""
 
     intensity: float = 1.0
-    """Weight of |F - vi| + |F - ir| (equation 10)."""
+    """Weight of the intensity term (equation 10)."""
+    intensity_target: str = "sources"
+    """``sources``: |F - vi| + |F - ir| (equation 10); ``maximum``: |F - max(vi, ir)|, which keeps the contrast of what is bright."""
     structure: float = 1.0
     """lambda_1: weight of the structure term (equation 10)."""
     structure_operator: str = "laplacian4"
@@ -174,6 +180,7 @@ class LossConfig:
     """Mean absolute difference above which ``contrast`` asks for no more."""
 
     def __post_init__(self) -> None:
+        _choice(self.intensity_target, "loss.intensity_target", ("sources", "maximum"))
         _choice(self.structure_operator, "loss.structure_operator", ("laplacian4", "laplacian8", "sobel"))
         _choice(self.structure_reading, "loss.structure_reading", ("signed_max", "absolute", "larger", "weighted"))
         _choice(self.consistency_gates, "loss.consistency_gates", ("original", "masked"))

@@ -36,7 +36,7 @@ _EDGE_WEIGHT = 7.0
 _DETAIL_WINDOW = 11
 _SMOOTH = 0.25 / 255.0
 # Sharpness (below) at which the detail term asks for just what its factors say.
-_USUAL_SHARPNESS = 0.75
+_USUAL_SHARPNESS = 0.72
 # Smallest part of a labelled person that is looked at: half of what the evaluation asks for, since a patch may cut the rest off.
 _PERSON_AREA = 40
 # Standard deviation at which a source counts half in the correlation term.
@@ -116,7 +116,7 @@ class Objective:
         config = self.config
         out: dict[str, Tensor] = {}
         if config.intensity:
-            out["intensity"] = config.intensity * (_l1(fused - visible) + _l1(fused - infrared))
+            out["intensity"] = config.intensity * self._intensity(fused, visible, infrared)
         if config.structure:
             out["structure"] = config.structure * self._structure(fused, visible, infrared)
         if config.detail:
@@ -134,6 +134,11 @@ class Objective:
             difference = fused - 0.5 * (visible + infrared)
             out["base"] = config.base * _l1(_box_mean(difference, _SURROUNDINGS // 2))
         return out
+
+    def _intensity(self, fused: Tensor, visible: Tensor, infrared: Tensor) -> Tensor:
+        if self.config.intensity_target == "maximum":
+            return _l1(fused - torch.maximum(visible, infrared))
+        return _l1(fused - visible) + _l1(fused - infrared)
 
     def _structure(self, fused: Tensor, visible: Tensor, infrared: Tensor) -> Tensor:
         total = fused.new_zeros(())
@@ -176,7 +181,7 @@ class Objective:
         strong, weak = torch.maximum(s_visible, s_infrared), torch.minimum(s_visible, s_infrared)
         wanted = F.relu(self.config.detail_keep * strong - self.config.detail_yield * weak)
         if self.config.detail_sharp:
-            factor = 1.0 + self.config.detail_sharp * (sharpness(visible, infrared, strong) - _USUAL_SHARPNESS)
+            factor = 1.0 + self.config.detail_sharp * (sharpness(visible) - _USUAL_SHARPNESS)
             wanted = wanted * factor
         r_fused, r_wanted = ((_box_mean(x**2, _DETAIL_WINDOW // 2) + _SMOOTH**2).sqrt() for x in (s_fused, wanted))
         return _l1(r_fused - r_wanted)
@@ -279,15 +284,16 @@ def _kernel(operator: str, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.tensor(_OPERATORS[operator], dtype=dtype, device=device)[:, None]
 
 
-def sharpness(visible: Tensor, infrared: Tensor, strong: Tensor) -> Tensor:
-    """How much of the detail of the sources (B, 1, H, W) lies in the finest octave: mean strength of their edges around a
-    pixel, ``strong`` (B, 1, H, W), over that of the edges of the halved pictures. (B, 1, H, W) in [0.4, 1.4]; about 0.7 behind
-    JPEG at ordinary quality, 0.95 from a good lens and raw pixels.
+def sharpness(picture: Tensor) -> Tensor:
+    """How much of the detail of a picture (B, 1, H, W) lies in the finest octave: mean strength of the edges around a pixel
+    over that of the edges of the halved picture. (B, 1, H, W) in [0.4, 1.4].
+
+    Of visible pictures: about 0.7 behind JPEG at ordinary quality, 0.95 from a good lens and raw pixels. Thermal ones tell
+    nothing: their lenses blur them all to 0.6 to 0.8.
     """
-    halved = [gradient_strength(F.avg_pool2d(x, 2)) for x in (visible, infrared)]
-    coarse = _box_mean(torch.maximum(*halved), _SURROUNDINGS // 4)
-    coarse = F.interpolate(coarse, size=strong.shape[-2:], mode="bilinear", align_corners=False)
-    return (_box_mean(strong, _SURROUNDINGS // 2) / coarse).clamp(0.4, 1.4)
+    coarse = _box_mean(gradient_strength(F.avg_pool2d(picture, 2)), _SURROUNDINGS // 4)
+    coarse = F.interpolate(coarse, size=picture.shape[-2:], mode="bilinear", align_corners=False)
+    return (_box_mean(gradient_strength(picture), _SURROUNDINGS // 2) / coarse).clamp(0.4, 1.4)
 
 
 def gradient_strength(picture: Tensor) -> Tensor:
@@ -368,8 +374,10 @@ def people_contrast(
     """Loss of the contrast of labelled persons: sum over the persons of the batch, over its size.
 
     Contrast is mean inside minus mean of the ring outside (a square one, where the evaluation has a disk). A person costs the part of the
-    better source's contrast that is missing in the fused picture, with its sign: 0 where nothing is lost, 1 where the
-    person is gone, 2 where it has turned from bright to dark.
+    better source's contrast that is missing in the fused picture: 0 where nothing is lost, 1 where the person is gone, 2
+    where it has turned from bright to dark. Bright or dark is what infrared says wherever it sees the person: by day most
+    people are dark to one camera and bright to the other, and a network that should follow the stronger of two nearly
+    equal ones hedges between them, at no contrast at all.
 
     Args:
         fused, visible, infrared: (B, 1, H, W) in [0, 1].
@@ -391,8 +399,10 @@ def people_contrast(
             - (x[samples] * ring).sum(dim=(1, 2, 3)) / ring_area.clamp(min=1)
             for x in (fused, visible, infrared)
         )
-        wanted = torch.where(in_visible.abs() >= in_infrared.abs(), in_visible, in_infrared)
-        counted = (area >= _PERSON_AREA) & (ring_area > 0) & (wanted.abs() >= PERSON_CONTRAST / 255.0)
+        contrast = torch.maximum(in_visible.abs(), in_infrared.abs())
+        sign = torch.where(in_infrared.abs() >= PERSON_CONTRAST / 255.0, in_infrared, in_visible).sign()
+        wanted = contrast * sign
+        counted = (area >= _PERSON_AREA) & (ring_area > 0) & (contrast >= PERSON_CONTRAST / 255.0)
         lost = F.relu(1.0 - in_fused / torch.where(counted, wanted, 1.0))
         total = total + torch.where(counted, lost, 0.0).sum()
     return total / fused.shape[0]

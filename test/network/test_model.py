@@ -44,8 +44,15 @@ def relative(a, b):
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-10), (torch.float32, 1e-5)], ids=["float64", "float32"])
 @pytest.mark.parametrize(
     "config",
-    [ARCHITECTURES["isfl-release"], ARCHITECTURES["isfl"], ARCHITECTURES["isfl-edge"], IsflConfig(head="affine", reduction=4)],
-    ids=["release", "isfl", "edge", "reduction 4"],
+    [
+        ARCHITECTURES["isfl-release"],
+        ARCHITECTURES["isfl"],
+        ARCHITECTURES["isfl-edge"],
+        IsflConfig(head="affine", reduction=2),
+        IsflConfig(head="affine", reduction=4),
+        IsflConfig(head="affine", reduction=4, subpixel=True),
+    ],
+    ids=["release", "isfl", "edge", "reduction 2", "reduction 4", "reduction 4, subpixel"],
 )
 def test_inference_form_equals_plain_formulation(config, size, dtype, bound):
     network = random_network(config)
@@ -99,8 +106,9 @@ def test_every_configuration_runs_and_folds(config):
     assert network.has_gates == bool(gates)
 
 
-def test_affine_head_brings_the_grey_levels_of_the_pictures_back():
-    network = random_network(IsflConfig(head="affine", reduction=2))
+@pytest.mark.parametrize("subpixel", [False, True])
+def test_affine_head_brings_the_grey_levels_of_the_pictures_back(subpixel):
+    network = random_network(IsflConfig(head="affine", reduction=2, subpixel=subpixel))
     with torch.no_grad():
         network.head.conv.weight.zero_()
     visible, infrared = pair((45, 70))
@@ -111,7 +119,7 @@ def test_affine_head_brings_the_grey_levels_of_the_pictures_back():
         ((2.0, 0.0, 0.0), 2 * visible),
     ):
         with torch.no_grad():
-            network.head.conv.bias.copy_(torch.tensor(coefficients))
+            network.head.conv.bias.copy_(torch.tensor(coefficients).repeat_interleave(4 if subpixel else 1))
             fused = network(visible, infrared)
         assert torch.allclose(fused, wanted.clamp(0, 1), atol=1e-12)
 
@@ -192,7 +200,7 @@ def test_unusable_inputs_are_refused(visible, infrared, message):
 
 
 @pytest.mark.parametrize(
-    "values", [{"width": 0}, {"scales": 5}, {"grid": 0}, {"decoder_order": "up"}, {"head_kernel": 2}, {"cfi": 1}, {"head": "tanh"}, {"reduction": 2}]
+    "values", [{"width": 0}, {"scales": 5}, {"grid": 0}, {"decoder_order": "up"}, {"head_kernel": 2}, {"cfi": 1}, {"head": "tanh"}, {"reduction": 2}, {"subpixel": True}]
 )
 def test_configuration_is_checked(values):
     with pytest.raises(InputError, match=f"network.{next(iter(values))} out of range"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -79,6 +80,27 @@ def test_persons_of_reduced_patches_keep_their_place():
     assert ((batch.people > 0) == inside).float().mean() > 0.98
     # Off by a pixel at most: everything clearly inside is numbered, everything clearly outside is not.
     assert (batch.people[batch.visible > 0.78] > 0).all() and (batch.people[batch.visible == 0] == 0).all()
+
+
+def test_half_of_the_patches_are_sharpened_each_picture_by_its_own_amount():
+    people = np.zeros((70, 90), np.uint16)
+    people[20:50, 30:60] = 1
+    soft = cv2.GaussianBlur(texture(4), (0, 0), 2.0)
+    pair = LoadedPair("p", soft, soft, people)
+
+    def cut(**options):
+        return PatchSampler([pair], DataConfig(sets=("x",), patch=32, batch=64, **options), 0).batch(2, range(64))
+
+    plain, sharp = cut(), cut(sharpen=2.0)
+    assert torch.equal(plain.people, sharp.people), "the same places; persons keep their outlines"
+    strength = [(x[..., 1:] - x[..., :-1]).abs().mean(dim=(1, 2, 3)) for x in (plain.visible, sharp.visible, sharp.infrared)]
+    stronger = [(x > strength[0]) for x in strength[1:]]
+    touched = stronger[0] | stronger[1]  # an amount near 0 changes no grey level of one of them
+    assert 20 < int(touched.sum()) < 44 and 16 < int((stronger[0] & stronger[1]).sum())
+    assert torch.equal(plain.visible[~touched], sharp.visible[~touched])
+    assert not torch.equal(sharp.visible[touched], sharp.infrared[touched])
+    most = 1.0 + 2.0  # nothing is strengthened more than by all that the blur takes off
+    assert float((strength[1] / strength[0]).max()) < most
 
 
 def test_patches_can_be_placed_on_persons():
