@@ -55,6 +55,8 @@ SCENES = {
 }
 """What it is tested on: the scene type that was never seen, and the one that was."""
 _BASELINES = ("average", "maximum", "laplacian")
+_MISSING_PAIRS = 4
+"""Pairs of each set on which a camera is taken away: five regions, two cameras, two passes each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,12 +201,16 @@ def _evaluate(
     _require_one_backbone(trials, config.out / "runs")
     out = config.out / "evaluation" / part
     sets = config.scenes if part == "bias" else config.sets
+    missing = None
     models = [f"{trial.name}={config.out / 'runs' / trial.name / 'model'}" for trial in trials]
     if part == "comparison":
         models.append(config.against)
+        missing = out / "missing.csv"
     command = ["evaluate", "--no-html", "--out", str(out), "--jobs", str(config.jobs), "--model", *models]
     command += ["--data", *(f"{name}={config.data / spec}" for name, spec in sets.items())]
     command += ["--baseline", *_BASELINES, "--reference", "maximum"]
+    if missing is not None:
+        command += ["--missing", "--missing-pairs", str(_MISSING_PAIRS)]
     if out.exists():
         command.append("--resume")
     _isfl(*command)
@@ -213,7 +219,7 @@ def _evaluate(
     variants: dict[str, list[str]] = {}
     for trial in trials:
         variants.setdefault(trial.variant, []).append(trial.name)
-    figures = baffm_figures.figures_of(part, scores, variants, summary)
+    figures = baffm_figures.figures_of(part, scores, variants, summary, missing=missing)
     return {
         "part": part,
         "seeds": list(config.seeds),

@@ -78,7 +78,27 @@ def compare(scores: Scores, ours: Sequence[str], theirs: Sequence[str], sets: Se
     return document
 
 
-def figures_of(part: str, scores: Scores, variants: Mapping[str, Sequence[str]], summary: Mapping) -> dict:
+def read_missing(path: Path) -> dict[str, dict[str, dict[str, float]]]:
+    """Set -> method -> means over the pairs and cameras of ``isfl evaluate --missing``: ``SSIM`` to the surviving picture where
+    the other is missing altogether, ``difference`` to it in grey levels there, and ``parts``, that where parts are missing."""
+    found: dict[tuple[str, str], dict[str, list[float]]] = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            values = found.setdefault((row["set"], row["method"]), {"SSIM": [], "difference": [], "parts": []})
+            if row["region"] == "whole":
+                values["SSIM"].append(float(row["SSIM"]))
+                values["difference"].append(float(row["difference"]))
+            elif row["difference"]:  # a region too narrow to be looked at away from its edge has none
+                values["parts"].append(float(row["difference"]))
+    document: dict[str, dict[str, dict[str, float]]] = {}
+    for (name, method), values in found.items():
+        document.setdefault(name, {})[method] = {key: float(np.mean(column)) for key, column in values.items() if column}
+    return document
+
+
+def figures_of(
+    part: str, scores: Scores, variants: Mapping[str, Sequence[str]], summary: Mapping, *, missing: Path | None = None
+) -> dict:
     """What a part found, ready for JSON, with its tables as ``markdown``.
 
     Args:
@@ -86,6 +106,7 @@ def figures_of(part: str, scores: Scores, variants: Mapping[str, Sequence[str]],
         scores: of everything that was evaluated.
         variants: variant -> names of its trials, a seed each.
         summary: the evaluation's ``summary.json``.
+        missing: its ``missing.csv``, where a camera was taken away.
     """
     sets = list(summary["sets"])
     pairs = {name: summary["sets"][name]["pairs"] for name in sets}
@@ -109,7 +130,25 @@ def figures_of(part: str, scores: Scores, variants: Mapping[str, Sequence[str]],
         for row, trials in rows.items()
         if (cost := (summary["methods"].get(trials[0]) or {}).get("complexity")) is not None
     }
-    return {"means": means, "costs": costs, "markdown": _means_markdown(part, means, costs, rows, pairs)}
+    markdown = _means_markdown(part, means, costs, rows, pairs)
+    if missing is None:
+        return {"means": means, "costs": costs, "markdown": markdown}
+    without = read_missing(missing)
+    return {"means": means, "costs": costs, "missing": without, "markdown": markdown + _missing_markdown(without)}
+
+
+def _missing_markdown(missing: Mapping[str, dict]) -> str:
+    lines = [
+        "A camera missing, mean of both: SSIM to the other's picture and difference to it in grey levels; in parts: the difference",
+        "where bands, a half or holes are missing.",
+        "",
+    ]
+    lines += ["| set | | SSIM ↑ | difference ↓ | in parts ↓ |", "|---|---|--:|--:|--:|"]
+    for name, methods in missing.items():
+        for method, values in methods.items():
+            parts = f"{values['parts']:.2f}" if "parts" in values else "-"
+            lines.append(f"| {name} | `{method}` | {values['SSIM']:.4f} | {values['difference']:.2f} | {parts} |")
+    return "\n".join([*lines, ""])
 
 
 _TITLES = {

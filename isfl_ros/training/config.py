@@ -322,6 +322,13 @@ class TrainingConfig:
         _require(self.accumulate >= 1, "accumulate", ">= 1", self.accumulate)
         for key in ("checkpoint_every", "log_every", "validate_every"):
             _require(getattr(self, key) >= 1, key, ">= 1", getattr(self, key))
+        default = DictionaryConfig()
+        _require(
+            hasattr(config_class, "needs_dictionary") or self.dictionary == default,
+            "dictionary",
+            f"left out: model {self.model} has no confounder dictionaries",
+            {key: value for key, value in vars(self.dictionary).items() if value != getattr(default, key)},
+        )
         terms = ("intensity", "structure", "detail", "ssim", "target", "base", "correlation")
         _require(
             any(getattr(self.loss, key) > 0 for key in terms), "loss", "a weight above 0 for at least one term of the fused picture", "none"

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from isfl_ros.errors import InputError
+from isfl_ros.errors import InputError, require_module
 from isfl_ros.io.dataset import select_pairs
 from isfl_ros.io.staging import write_bytes
 from isfl_ros.network import dictionary
@@ -82,12 +82,15 @@ class Trainer:
         )
         world.broadcast([*self.network.parameters(), *self.network.buffers()])
         world.require_same("teachers", str(self._teacher_digest()))
+        needs_dictionary = getattr(config.network_config(), "needs_dictionary", False)
+        if needs_dictionary and not config.dictionary.folder:
+            require_module("sklearn", extra="train")
         pairs, self.validation = world.together(lambda: self._load_pairs(data_root, cache))
         world.require_same("training pairs", repr([(p.stem, p.visible.shape, p.people is None) for p in pairs]))
         self.pair_count = len(pairs)
         self.dictionaries: Dictionaries | None = None
         """Confounder dictionaries of the network, where it needs some."""
-        if getattr(config.network_config(), "needs_dictionary", False):
+        if needs_dictionary:
             self.dictionaries = world.from_main(lambda: self._find_dictionaries(pairs))
             self.network.set_dictionaries(self.dictionaries.visible, self.dictionaries.infrared)
         self.sampler = PatchSampler(pairs, config.data, config.seed)

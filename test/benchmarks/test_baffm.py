@@ -195,6 +195,10 @@ def test_every_part_from_one_command_and_again_without_training(config, calls, c
     assert set(documents["size"]["means"]["one"]) == {"n2", "baffm", "n4"}
     assert {"baffm", "isfl", "average", "maximum"} <= set(documents["comparison"]["means"]["one"])
     assert documents["comparison"]["costs"]["baffm"]["parameters"] > 0
+    with (config.out / "evaluation" / "comparison" / "missing.csv").open() as file:
+        whole = [float(r["SSIM"]) for r in csv.DictReader(file) if r["method"] == "baffm-s0" and r["region"] == "whole"]
+    assert len(whole) == 2 * 4, "two cameras, four pairs"
+    assert documents["comparison"]["missing"]["one"]["baffm-s0"]["SSIM"] == pytest.approx(np.mean(whole))
     text = (config.out / "tables.md").read_text()
     assert text.count("## ") == 5 and "2 seeds" in text
     for path in config.out.glob("*.json"):
