@@ -134,9 +134,11 @@ class LossConfig:
     other."""
     detail_sharp: float = 0.0
     """How much more edges are asked for in sharper pictures, where strengthening costs less: the factor is 1 plus this times the
-    sharpness above the usual (:func:`isfl_ros.training.losses.sharpness`)."""
+    sharpness above the usual (:func:`isfl_ros.training.losses.sharpness`), 0.5 to 1.25."""
     overshoot: float = 0.0
     """Weight of edges stronger than the stronger source's where that buries the weaker source's; not in the paper."""
+    overshoot_sharp: float = 0.0
+    """How much less such edges cost in sharper pictures: the factor is 1 minus this times the sharpness above the usual, 0.35 to 1.5."""
     ssim: float = 0.0
     """Weight of (1 - SSIM(F, vi)) + (1 - SSIM(F, ir)); not in the paper."""
     target: float = 0.0
@@ -201,11 +203,10 @@ class LossConfig:
             conflict,
         )
         _require(0 <= self.structure_gain_scales <= 6, "loss.structure_gain_scales", "0 to 6", self.structure_gain_scales)
-        _require(self.detail_sharp <= 2.5, "loss.detail_sharp", "at most 2.5, or the softest would be asked for less than nothing", self.detail_sharp)
         _require(0.0 < self.eta < 1.0, "loss.eta", "between 0 and 1", self.eta)
         _require(0.0 < self.structure_gain <= 4.0, "loss.structure_gain", "above 0, at most 4", self.structure_gain)
         _require(self.necessity_margin >= 0.0, "loss.necessity_margin", ">= 0", self.necessity_margin)
-        for key in ("intensity", "structure", "detail", "detail_keep", "detail_yield", "detail_sharp", "overshoot", "ssim", "target", "people", "base", "correlation", "fidelity", "undisturbed", "alpha", "regularizer", "entropy_weight", "stability", "beta"):
+        for key in ("intensity", "structure", "detail", "detail_keep", "detail_yield", "detail_sharp", "overshoot", "overshoot_sharp", "ssim", "target", "people", "base", "correlation", "fidelity", "undisturbed", "alpha", "regularizer", "entropy_weight", "stability", "beta"):
             _require(getattr(self, key) >= 0.0, f"loss.{key}", ">= 0", getattr(self, key))
 
 

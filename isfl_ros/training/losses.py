@@ -35,8 +35,12 @@ _EDGE_WEIGHT = 7.0
 # Window in which the detail term compares gradients, and what keeps the root differentiable: a quarter of a grey level a pixel.
 _DETAIL_WINDOW = 11
 _SMOOTH = 0.25 / 255.0
-# Sharpness (below) at which the detail term asks for just what its factors say.
+# Sharpness (below) at which the detail term asks for just what its factors say, and overshoot costs just its weight.
 _USUAL_SHARPNESS = 0.72
+# Least and largest factor on the detail that is asked for, and on what overshoot costs, softer and sharper than that: the
+# sharpest pictures would otherwise drift towards grain.
+_DETAIL_FACTOR = (0.5, 1.25)
+_OVERSHOOT_FACTOR = (0.35, 1.5)
 # Smallest part of a labelled person that is looked at: half of what the evaluation asks for, since a patch may cut the rest off.
 _PERSON_AREA = 40
 # Standard deviation at which a source counts half in the correlation term.
@@ -122,7 +126,11 @@ class Objective:
         if config.detail:
             out["detail"] = config.detail * self._detail(fused, visible, infrared)
         if config.overshoot:
-            out["overshoot"] = config.overshoot * overshoot(fused, visible, infrared)
+            beyond = overshoot(fused, visible, infrared)
+            if config.overshoot_sharp:
+                factor = 1.0 - config.overshoot_sharp * (sharpness(visible) - _USUAL_SHARPNESS)
+                beyond = beyond * factor.clamp(*_OVERSHOOT_FACTOR)
+            out["overshoot"] = config.overshoot * beyond.mean()
         if config.ssim:
             out["ssim"] = config.ssim * (2.0 - ssim(fused, visible).mean() - ssim(fused, infrared).mean())
         if config.target:
@@ -182,7 +190,7 @@ class Objective:
         wanted = F.relu(self.config.detail_keep * strong - self.config.detail_yield * weak)
         if self.config.detail_sharp:
             factor = 1.0 + self.config.detail_sharp * (sharpness(visible) - _USUAL_SHARPNESS)
-            wanted = wanted * factor
+            wanted = wanted * factor.clamp(*_DETAIL_FACTOR)
         r_fused, r_wanted = ((_box_mean(x**2, _DETAIL_WINDOW // 2) + _SMOOTH**2).sqrt() for x in (s_fused, wanted))
         return _l1(r_fused - r_wanted)
 
@@ -313,12 +321,13 @@ def edge_conflict(strong: Tensor, weak: Tensor) -> Tensor:
 
 
 def overshoot(fused: Tensor, visible: Tensor, infrared: Tensor) -> Tensor:
-    """Mean gradient magnitude above the stronger source's where the two conflict (:func:`edge_conflict`): false edges, Nabf."""
+    """Gradient magnitude above the stronger source's where the two conflict (:func:`edge_conflict`), (B, 1, H, W): false edges,
+    Nabf."""
     d_fused, d_visible, d_infrared = (derivative(x, "sobel") for x in (fused, visible, infrared))
     stronger = (d_visible**2).sum(1, keepdim=True) >= (d_infrared**2).sum(1, keepdim=True)
     strong, weak = torch.where(stronger, d_visible, d_infrared), torch.where(stronger, d_infrared, d_visible)
     s_fused, s_strong = (((x**2).sum(1, keepdim=True) + _SMOOTH**2).sqrt() for x in (d_fused, strong))
-    return (edge_conflict(strong, weak) * F.relu(s_fused - s_strong)).mean()
+    return edge_conflict(strong, weak) * F.relu(s_fused - s_strong)
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
