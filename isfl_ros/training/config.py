@@ -134,7 +134,7 @@ class LossConfig:
     other."""
     detail_sharp: float = 0.0
     """How much more edges are asked for in sharper pictures, where strengthening costs less: the factor is 1 plus this times the
-    sharpness above the usual (:func:`isfl_ros.training.losses.sharpness`), 0.5 to 1.25."""
+    sharpness above the usual (:func:`isfl_ros.training.losses.sharpness`), 0.5 to 1.2."""
     overshoot: float = 0.0
     """Weight of edges stronger than the stronger source's where that buries the weaker source's; not in the paper."""
     overshoot_sharp: float = 0.0

@@ -39,7 +39,7 @@ _SMOOTH = 0.25 / 255.0
 _USUAL_SHARPNESS = 0.72
 # Least and largest factor on the detail that is asked for, and on what overshoot costs, softer and sharper than that: the
 # sharpest pictures would otherwise drift towards grain.
-_DETAIL_FACTOR = (0.5, 1.25)
+_DETAIL_FACTOR = (0.5, 1.2)
 _OVERSHOOT_FACTOR = (0.35, 1.5)
 # Smallest part of a labelled person that is looked at: half of what the evaluation asks for, since a patch may cut the rest off.
 _PERSON_AREA = 40
