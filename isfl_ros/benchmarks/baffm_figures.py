@@ -78,21 +78,24 @@ def compare(scores: Scores, ours: Sequence[str], theirs: Sequence[str], sets: Se
     return document
 
 
-def read_missing(path: Path) -> dict[str, dict[str, dict[str, float]]]:
-    """Set -> method -> means over the pairs and cameras of ``isfl evaluate --missing``: ``SSIM`` to the surviving picture where
-    the other is missing altogether, ``difference`` to it in grey levels there, and ``parts``, that where parts are missing."""
-    found: dict[tuple[str, str], dict[str, list[float]]] = {}
+def read_missing(path: Path) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
+    """Set -> method -> missing modality -> means over the pairs of ``isfl evaluate --missing``: ``SSIM`` to the surviving picture
+    where the other is missing altogether, ``difference`` to it in grey levels there, and ``parts``, that where parts are
+    missing."""
+    found: dict[tuple[str, str, str], dict[str, list[float]]] = {}
     with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            values = found.setdefault((row["set"], row["method"]), {"SSIM": [], "difference": [], "parts": []})
+            key = (row["set"], row["method"], row["modality"])
+            values = found.setdefault(key, {"SSIM": [], "difference": [], "parts": []})
             if row["region"] == "whole":
                 values["SSIM"].append(float(row["SSIM"]))
                 values["difference"].append(float(row["difference"]))
             elif row["difference"]:  # a region too narrow to be looked at away from its edge has none
                 values["parts"].append(float(row["difference"]))
-    document: dict[str, dict[str, dict[str, float]]] = {}
-    for (name, method), values in found.items():
-        document.setdefault(name, {})[method] = {key: float(np.mean(column)) for key, column in values.items() if column}
+    document: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
+    for (name, method, modality), values in found.items():
+        means = {key: float(np.mean(column)) for key, column in values.items() if column}
+        document.setdefault(name, {}).setdefault(method, {})[modality] = means
     return document
 
 
@@ -133,21 +136,22 @@ def figures_of(
     markdown = _means_markdown(part, means, costs, rows, pairs)
     if missing is None:
         return {"means": means, "costs": costs, "markdown": markdown}
-    without = read_missing(missing)
+    row_of = {trial: row for row, trials in rows.items() for trial in trials}
+    without = {name: {row_of[m]: values for m, values in methods.items()} for name, methods in read_missing(missing).items()}
     return {"means": means, "costs": costs, "missing": without, "markdown": markdown + _missing_markdown(without)}
 
 
 def _missing_markdown(missing: Mapping[str, dict]) -> str:
     lines = [
-        "A camera missing, mean of both: SSIM to the other's picture and difference to it in grey levels; in parts: the difference",
-        "where bands, a half or holes are missing.",
+        "A camera missing: SSIM to the other's picture and difference to it in grey levels; in parts: the difference where bands, a",
+        "half or holes are missing.",
         "",
     ]
-    lines += ["| set | | SSIM ↑ | difference ↓ | in parts ↓ |", "|---|---|--:|--:|--:|"]
+    lines += ["| set | | missing | SSIM ↑ | difference ↓ | in parts ↓ |", "|---|---|---|--:|--:|--:|"]
     for name, methods in missing.items():
-        for method, values in methods.items():
+        for method, modality, values in ((m, k, v) for m, cameras in methods.items() for k, v in cameras.items()):
             parts = f"{values['parts']:.2f}" if "parts" in values else "-"
-            lines.append(f"| {name} | `{method}` | {values['SSIM']:.4f} | {values['difference']:.2f} | {parts} |")
+            lines.append(f"| {name} | `{method}` | {modality} | {values['SSIM']:.4f} | {values['difference']:.2f} | {parts} |")
     return "\n".join([*lines, ""])
 
 

@@ -42,8 +42,8 @@ class IsflConfig:
     head_kernel: int = 3
     """Kernel of the last convolution: 3 (release) or 1 (paper)."""
     reduction: int = 1
-    """Features are computed on the pictures averaged over squares of this side, and what the head gives is raised to full
-    size: 1, 2 or 4. Above 1 the head must be ``affine``, which brings the detail of the full size back."""
+    """Features are computed on squares of this side, 1, 2 or 4, on their means if not ``subpixel``, and what the head gives is
+    raised to full size. Above 1 the head must be ``affine``, which brings the detail of the full size back."""
     subpixel: bool = False
     """With a reduction: the pixels of a square enter as channels (pixel unshuffle) instead of as their mean, and the head gives
     every full-size pixel its own coefficients (pixel shuffle) instead of raising those of the square."""
@@ -67,7 +67,7 @@ class IsflConfig:
             "reduction",
             "1, or with head affine 2 or 4",
         )
-        require(not self.subpixel or self.reduction > 1, "subpixel", "false, or reduction 2 or 4")
+        require(not self.subpixel or self.reduction > 1, "subpixel", "false with reduction 1, which leaves no pixels to tell apart")
         for key in ("siamese", "refine", "cfi", "subpixel"):
             require(isinstance(getattr(self, key), bool), key, "true or false")
 

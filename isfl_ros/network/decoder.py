@@ -65,9 +65,9 @@ class AffineHead(nn.Module):
     """Fused luma as a local affine combination of the two pictures, with the coefficients that the network gives.
 
     ``a * visible + b * infrared + c``, with a, b, c from the last convolution, (B, 3, h, w), raised to the size of the
-    pictures (of a ``subpixel`` network: (B, 3 reduction^2, h, w), rearranged to it), bounded to [0, 1]. Not in the paper. A sigmoid head has to carry every grey level of the sources through
-    the features to be faithful to them; here the features only say what is taken from where, by how much it is
-    strengthened, and what is added. Where a modality is invalid its picture is 0, and it is the network that has to
+    pictures (of a ``subpixel`` network: (B, 3 reduction^2, h, w), rearranged to it), bounded to [0, 1]. Not in the paper.
+    A sigmoid head has to carry every grey level of the sources through the features to be faithful to them; here the features
+    only say what is taken from where, by how much it is strengthened, and what is added. Where a modality is invalid its picture is 0, and it is the network that has to
     answer with the coefficients of the other one.
     """
 

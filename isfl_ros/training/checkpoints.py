@@ -26,6 +26,8 @@ from isfl_ros.training.config import TrainingConfig, parse_config
 
 _log = logging.getLogger(__name__)
 
+FORMAT_VERSION = 3
+"""Of a checkpoint; a higher one than before: state was added (2), or the objective of the same configuration is another (3)."""
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
 _KEPT = 2
@@ -90,7 +92,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     aside.mkdir()
     files = {_WEIGHTS: save(checkpoint.weights), _MOMENTS: save(checkpoint.moments)}
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    state = {"format_version": 2, **checkpoint.state, "sha256": digests}
+    state = {"format_version": FORMAT_VERSION, **checkpoint.state, "sha256": digests}
     for file, data in (*files.items(), (_STATE, (json.dumps(state, indent=1) + "\n").encode())):
         _write_through(aside / file, data)
     target = folder / name

@@ -134,18 +134,22 @@ class LossConfig:
     other."""
     detail_sharp: float = 0.0
     """How much more edges are asked for in sharper pictures, where strengthening costs less: the factor is 1 plus this times the
-    sharpness above the usual (:func:`isfl_ros.training.losses.sharpness`), 0.5 to 1.2."""
+    sharpness above the usual (:func:`isfl_ros.training.losses.sharpness`), at least 0.5."""
+    detail_sharp_most: float = 1.2
+    """Largest such factor: the sharpest pictures would otherwise drift towards grain."""
     overshoot: float = 0.0
     """Weight of edges stronger than the stronger source's where that buries the weaker source's; not in the paper."""
     overshoot_sharp: float = 0.0
-    """How much less such edges cost in sharper pictures: the factor is 1 minus this times the sharpness above the usual, 0.35 to 1.5."""
+    """How much less such edges cost in sharper pictures: the factor is 1 minus this times the sharpness above the usual, at most 1.5."""
+    overshoot_sharp_least: float = 0.35
+    """Least such factor."""
     ssim: float = 0.0
     """Weight of (1 - SSIM(F, vi)) + (1 - SSIM(F, ir)); not in the paper."""
     target: float = 0.0
     """Weight of the hot-target term: local contrast of thermally salient regions is kept; not in the paper."""
     people: float = 0.0
-    """Weight of the people term: every labelled person stands out as in the better source; not in the paper. Pairs without
-    labels do not take part."""
+    """Weight of the people term: every labelled person stands out as much as in the better source, bright or dark as infrared has
+    them; not in the paper. Pairs without labels do not take part."""
     base: float = 0.0
     """Weight of the base term: brightness of the surroundings is the mean of the two pictures'; not in the paper."""
     correlation: float = 0.0
@@ -203,6 +207,8 @@ class LossConfig:
             conflict,
         )
         _require(0 <= self.structure_gain_scales <= 6, "loss.structure_gain_scales", "0 to 6", self.structure_gain_scales)
+        _require(self.detail_sharp_most >= 1.0, "loss.detail_sharp_most", ">= 1", self.detail_sharp_most)
+        _require(0.0 <= self.overshoot_sharp_least <= 1.0, "loss.overshoot_sharp_least", "0 to 1", self.overshoot_sharp_least)
         _require(0.0 < self.eta < 1.0, "loss.eta", "between 0 and 1", self.eta)
         _require(0.0 < self.structure_gain <= 4.0, "loss.structure_gain", "above 0, at most 4", self.structure_gain)
         _require(self.necessity_margin >= 0.0, "loss.necessity_margin", ">= 0", self.necessity_margin)
@@ -327,7 +333,7 @@ class TrainingConfig:
         _require(
             hasattr(config_class, "needs_dictionary") or self.dictionary == default,
             "dictionary",
-            f"left out: model {self.model} has no confounder dictionaries",
+            f"left out, or its defaults: model {self.model} has no confounder dictionaries",
             {key: value for key, value in vars(self.dictionary).items() if value != getattr(default, key)},
         )
         terms = ("intensity", "structure", "detail", "ssim", "target", "base", "correlation")

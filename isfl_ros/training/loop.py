@@ -83,8 +83,8 @@ class Trainer:
         world.broadcast([*self.network.parameters(), *self.network.buffers()])
         world.require_same("teachers", str(self._teacher_digest()))
         needs_dictionary = getattr(config.network_config(), "needs_dictionary", False)
-        if needs_dictionary and not config.dictionary.folder:
-            require_module("sklearn", extra="train")
+        if needs_dictionary and self._makes_dictionaries():  # asked before minutes of decoding
+            world.from_main(lambda: require_module("sklearn", extra="train"))
         pairs, self.validation = world.together(lambda: self._load_pairs(data_root, cache))
         world.require_same("training pairs", repr([(p.stem, p.visible.shape, p.people is None) for p in pairs]))
         self.pair_count = len(pairs)
@@ -258,7 +258,7 @@ class Trainer:
         if not self.world.is_main:
             return
         _log.info("continuing from %s", path)
-        if "format_version" not in state:
+        if state.get("format_version", 1) < checkpoints.FORMAT_VERSION:
             _log.warning("%s was written by an older version: terms of the objective may have changed since", path)
         if state.get("processes", 1) != self.world.size:
             _log.warning(
@@ -296,6 +296,11 @@ class Trainer:
             return found
         dictionary.check_origin(found.record, wanted, where)
         return found
+
+    def _makes_dictionaries(self) -> bool:
+        """Whether :meth:`_find_dictionaries` will find none and make them."""
+        made = (self.out / "dictionary" / dictionary.RECORD).is_file()
+        return not (self.config.initial or self.config.dictionary.folder or made)
 
     def _teacher_digest(self) -> str | None:
         return self._learner.teacher.digest if self._learner.teacher else None

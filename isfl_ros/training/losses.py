@@ -37,10 +37,8 @@ _DETAIL_WINDOW = 11
 _SMOOTH = 0.25 / 255.0
 # Sharpness (below) at which the detail term asks for just what its factors say, and overshoot costs just its weight.
 _USUAL_SHARPNESS = 0.72
-# Least and largest factor on the detail that is asked for, and on what overshoot costs, softer and sharper than that: the
-# sharpest pictures would otherwise drift towards grain.
-_DETAIL_FACTOR = (0.5, 1.2)
-_OVERSHOOT_FACTOR = (0.35, 1.5)
+# In the softest pictures: least factor on the detail that is asked for, largest on what overshoot costs.
+_SOFTEST = (0.5, 1.5)
 # Smallest part of a labelled person that is looked at: half of what the evaluation asks for, since a patch may cut the rest off.
 _PERSON_AREA = 40
 # Standard deviation at which a source counts half in the correlation term.
@@ -129,7 +127,7 @@ class Objective:
             beyond = overshoot(fused, visible, infrared)
             if config.overshoot_sharp:
                 factor = 1.0 - config.overshoot_sharp * (sharpness(visible) - _USUAL_SHARPNESS)
-                beyond = beyond * factor.clamp(*_OVERSHOOT_FACTOR)
+                beyond = beyond * factor.clamp(config.overshoot_sharp_least, _SOFTEST[1])
             out["overshoot"] = config.overshoot * beyond.mean()
         if config.ssim:
             out["ssim"] = config.ssim * (2.0 - ssim(fused, visible).mean() - ssim(fused, infrared).mean())
@@ -190,7 +188,7 @@ class Objective:
         wanted = F.relu(self.config.detail_keep * strong - self.config.detail_yield * weak)
         if self.config.detail_sharp:
             factor = 1.0 + self.config.detail_sharp * (sharpness(visible) - _USUAL_SHARPNESS)
-            wanted = wanted * factor.clamp(*_DETAIL_FACTOR)
+            wanted = wanted * factor.clamp(_SOFTEST[0], self.config.detail_sharp_most)
         r_fused, r_wanted = ((_box_mean(x**2, _DETAIL_WINDOW // 2) + _SMOOTH**2).sqrt() for x in (s_fused, wanted))
         return _l1(r_fused - r_wanted)
 
@@ -297,7 +295,8 @@ def sharpness(picture: Tensor) -> Tensor:
     over that of the edges of the halved picture. (B, 1, H, W) in [0.4, 1.4].
 
     Of visible pictures: about 0.7 behind JPEG at ordinary quality, 0.95 from a good lens and raw pixels. Thermal ones tell
-    nothing: their lenses blur them all to 0.6 to 0.8.
+    nothing: their lenses blur them all to 0.6 to 0.8. A constant picture has 1, grain up to 1.4: this says how fine the
+    structure is, not whether there is any.
     """
     coarse = _box_mean(gradient_strength(F.avg_pool2d(picture, 2)), _SURROUNDINGS // 4)
     coarse = F.interpolate(coarse, size=picture.shape[-2:], mode="bilinear", align_corners=False)

@@ -196,9 +196,11 @@ def test_every_part_from_one_command_and_again_without_training(config, calls, c
     assert {"baffm", "isfl", "average", "maximum"} <= set(documents["comparison"]["means"]["one"])
     assert documents["comparison"]["costs"]["baffm"]["parameters"] > 0
     with (config.out / "evaluation" / "comparison" / "missing.csv").open() as file:
-        whole = [float(r["SSIM"]) for r in csv.DictReader(file) if r["method"] == "baffm-s0" and r["region"] == "whole"]
-    assert len(whole) == 2 * 4, "two cameras, four pairs"
-    assert documents["comparison"]["missing"]["one"]["baffm-s0"]["SSIM"] == pytest.approx(np.mean(whole))
+        whole = [r for r in csv.DictReader(file) if r["method"] == "baffm-s0" and r["region"] == "whole"]
+    without = documents["comparison"]["missing"]["one"]["baffm"]
+    for modality in ("visible", "infrared"):
+        values = [float(r["SSIM"]) for r in whole if r["modality"] == modality]
+        assert len(values) == 4 and without[modality]["SSIM"] == pytest.approx(np.mean(values))
     text = (config.out / "tables.md").read_text()
     assert text.count("## ") == 5 and "2 seeds" in text
     for path in config.out.glob("*.json"):
@@ -207,6 +209,20 @@ def test_every_part_from_one_command_and_again_without_training(config, calls, c
     again = baffm.make_tables(dataclasses.replace(config, parts=("adjustment",)))
     assert [words[0] for words in calls] == ["evaluate"]
     assert again["adjustment"]["comparison"] == documents["adjustment"]["comparison"]
+
+
+def test_means_with_a_camera_missing(tmp_path):
+    lines = ["method,set,stem,modality,region,SSIM,difference,seam,hard_seam"]
+    lines += ["m,one,a,visible,whole,0.5,10,,", "m,one,b,visible,whole,0.7,20,,", "m,one,a,infrared,whole,0.9,1,,"]
+    lines += ["m,one,a,visible,half,,4,1,1", "m,one,b,visible,band5,,,,", "m,one,b,visible,holes,,8,1,1"]
+    (tmp_path / "missing.csv").write_text("\n".join(lines))
+    found = baffm.baffm_figures.read_missing(tmp_path / "missing.csv")
+    assert found == {"one": {"m": {
+        "visible": {"SSIM": pytest.approx(0.6), "difference": 15.0, "parts": 6.0},
+        "infrared": {"SSIM": 0.9, "difference": 1.0},
+    }}}
+    text = baffm.baffm_figures._missing_markdown(found)
+    assert "| one | `m` | visible | 0.6000 | 15.00 | 6.00 |" in text and "| one | `m` | infrared | 0.9000 | 1.00 | - |" in text
 
 
 def test_an_interrupted_part_goes_on(config, calls, monkeypatch):

@@ -158,10 +158,11 @@ def test_multiply_accumulates_of_the_default_architecture():
     assert counter.get_total_flops() / 2 <= 28e9
 
 
-def test_masked_pixels_do_not_reach_the_network():
+@pytest.mark.parametrize("size", [(40, 50), (41, 51)], ids=str)
+def test_masked_pixels_do_not_reach_the_network(size):
     network = for_inference(random_network(ARCHITECTURES["isfl"]))
-    visible, infrared = pair((40, 50))
-    valid = torch.rand(1, 1, 40, 50) > 0.3
+    visible, infrared = pair(size)
+    valid = torch.rand(1, 1, *size) > 0.3
     poisoned = torch.where(valid, infrared, torch.nan)
     with torch.inference_mode():
         wanted = network(visible, torch.where(valid, infrared, torch.zeros_like(infrared)))
@@ -200,7 +201,7 @@ def test_unusable_inputs_are_refused(visible, infrared, message):
 
 
 @pytest.mark.parametrize(
-    "values", [{"width": 0}, {"scales": 5}, {"grid": 0}, {"decoder_order": "up"}, {"head_kernel": 2}, {"cfi": 1}, {"head": "tanh"}, {"reduction": 2}, {"subpixel": True}]
+    "values", [{"width": 0}, {"scales": 5}, {"grid": 0}, {"decoder_order": "up"}, {"head_kernel": 2}, {"cfi": 1}, {"head": "tanh"}, {"reduction": 2}, {"subpixel": True}, {"subpixel": "no"}]
 )
 def test_configuration_is_checked(values):
     with pytest.raises(InputError, match=f"network.{next(iter(values))} out of range"):

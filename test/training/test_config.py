@@ -56,7 +56,7 @@ def test_patches_of_shipped_configurations_fit_the_pairs_and_spare_the_test_sets
         ("precision: fp8", "precision out of range"),
         ("batchnorm_freeze: -0.1", "batchnorm_freeze out of range"),
         ("model: u2net", "model out of range; expected one of isfl"),
-        ("dictionary: {regions: 2}", "dictionary out of range; expected left out: model isfl has no"),
+        ("dictionary: {regions: 2}", "dictionary out of range; expected left out, or its defaults: model isfl has no"),
         ("data: {sharpen: -0.5}", "data.sharpen out of range"),
         ("loss: {intensity_target: mean}", "loss.intensity_target out of range"),
         ("architecture: baffm-large", "architecture out of range"),

@@ -249,6 +249,22 @@ def test_initial_weights_bring_their_dictionary(make_run, tmp_path):
         make_run(tmp_path / "fourth", initial=str(folder), dictionary={"folder": str(tmp_path / "first" / "dictionary")})
 
 
+def test_scikit_learn_is_asked_for_before_decoding_and_only_where_a_dictionary_is_made(make_run, tmp_path, monkeypatch):
+    first = make_run(tmp_path / "first")
+    first.run(resume=False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *a: None if name == "sklearn" else True)
+    make_run(tmp_path / "second", initial=str(tmp_path / "first" / "model"))
+    make_run(tmp_path / "third", dictionary={"folder": str(tmp_path / "first" / "dictionary")})
+    make_run(tmp_path / "first")  # to be resumed
+
+    def decoded(*args, **kwargs):
+        raise AssertionError("minutes of decoding first")
+
+    monkeypatch.setattr("isfl_ros.training.loop.Trainer._load_pairs", decoded)
+    with pytest.raises(InputError, match="sklearn is missing"):
+        make_run(tmp_path / "fourth")
+
+
 def test_backbone_without_encoders(tmp_path, monkeypatch, backbone):
     monkeypatch.delattr(IsflNet, "encode")
     with pytest.raises(InputError, match="has no encoders"):

@@ -254,6 +254,27 @@ def test_overshoot_counts_false_edges_only(scene):
     assert relieved / conflicting == pytest.approx(1 - 2 * (0.5 - 0.72), rel=0.05)
 
 
+def test_price_of_overshoot_and_detail_asked_for_stay_within_limits_and_follow_the_visible_picture():
+    x = torch.linspace(0, 24 * np.pi, 160, dtype=torch.float64)
+    sharp = (0.5 + 0.1 * torch.sin(5 * x)).expand(1, 1, 96, 160)  # 2.7 px: sharpness at its limit of 1.4
+    soft = torch.linspace(0.2, 0.8, 96, dtype=torch.float64)[:, None].expand(1, 1, 96, 160)  # across: 0.5
+    for visible, infrared, least, factor in ((sharp, soft, 0.35, 0.35), (sharp, soft, 0.6, 0.6), (soft, sharp, 0.35, 1.5)):
+        strong = sharp if visible is sharp else infrared
+        fused = Output(0.5 + 1.5 * (strong - 0.5), [])
+        plain = only(overshoot=1.0).fusion_terms(fused.fused, visible, infrared)["overshoot"]
+        objective = only(overshoot=1.0, overshoot_sharp=9.0, overshoot_sharp_least=least)
+        priced = objective.fusion_terms(fused.fused, visible, infrared)["overshoot"]
+        assert float(plain) > 1e-3
+        assert float(priced / plain) == pytest.approx(factor, rel=1e-6)
+    flat = torch.full_like(sharp, 0.5)
+    inner = (..., slice(8, -8), slice(24, -24))
+    for visible, infrared, factor in ((sharp, flat, 1.3), (soft, flat, 0.5)):
+        shown = visible[inner], infrared[inner]
+        objective = only(detail=1.0, detail_keep=1.0, detail_yield=0.0, detail_sharp=9.0, detail_sharp_most=1.3)
+        right, off = (float(objective._detail(0.5 + f * (shown[0] - 0.5), *shown)) for f in (factor, factor + 0.1))
+        assert right < 0.25 * off, factor
+
+
 def person_scene(inside_visible, inside_infrared, inside_fused):
     """A square person of 12 px on a ground of 0.5 in every picture."""
     pictures = []
