@@ -13,7 +13,7 @@ import sys
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
-from rclpy.executors import ExternalShutdownException
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CameraInfo, Image
@@ -54,7 +54,10 @@ def say(line):
 
 if __name__ == "__main__":
     rclpy.init()
+    executor = SingleThreadedExecutor()
+    executor.add_node(Downstream())
     try:
-        rclpy.spin(Downstream())
+        while rclpy.ok():  # not spin(): it can miss a signal that comes between two waits, and then waits for ever
+            executor.spin_once(timeout_sec=0.5)
     except (KeyboardInterrupt, ExternalShutdownException):
         sys.exit(0)
