@@ -3,7 +3,7 @@
 ``python -m isfl_ros.benchmarks.baffm --data DATA --out OUT --parts adjustment size bias gate comparison``
 
 Every training is a run folder of its own below ``OUT/runs``, and one that is done is kept: what is interrupted goes on
-with the same command, and parts and seeds can be spread over several sessions. A part is evaluated once all its
+with the same command, and parts and seeds can be spread over several calls. A part is evaluated once all its
 trainings are done.
 
 | part | question | trainings |

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
-import hashlib
 import itertools
 import logging
 from collections.abc import Iterator
@@ -28,7 +27,7 @@ from isfl_ros.benchmarks.peaks import Peaks, measure_peaks
 from isfl_ros.benchmarks.timing import Contender, Timing, clock_of, host_clock, take_turns, wall_clock
 from isfl_ros.device import DEVICES
 from isfl_ros.errors import InputError
-from isfl_ros.network.checkpoint import WEIGHTS, ModelInfo, load_model
+from isfl_ros.network.checkpoint import ModelInfo, load_model, weights_sha256
 from isfl_ros.network.config import MINIMUM_SIZE
 from isfl_ros.pipeline import PipelineConfig
 from isfl_ros.resources import resolve_model
@@ -432,5 +431,5 @@ def _describe_model(directory: Path, info: ModelInfo, network: nn.Module) -> dic
         "architecture": info.architecture,
         "recipe": info.recipe,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
-        "weights_sha256": hashlib.sha256((directory / WEIGHTS).read_bytes()).hexdigest(),
+        "weights_sha256": weights_sha256(directory),
     }

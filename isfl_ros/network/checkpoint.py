@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -50,6 +51,11 @@ class ModelInfo:
     dictionary: dict = field(default_factory=dict)
     """Record of the confounder dictionaries (:class:`~isfl_ros.network.dictionary.DictionaryRecord`); empty where the
     network has none."""
+
+
+def weights_sha256(directory: Path) -> str:
+    """SHA-256 of a model folder's weights file, as a record of what was used names it."""
+    return hashlib.sha256((directory / WEIGHTS).read_bytes()).hexdigest()
 
 
 def save_model(directory: Path, network: nn.Module, info: ModelInfo, *, overwrite: bool = False) -> None:

@@ -8,7 +8,6 @@ a grid of regions and not over the whole: a region is also what a query of a sin
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from tqdm import tqdm
 from isfl_ros.errors import InputError, require_module
 from isfl_ros.io.folders import write_png
 from isfl_ros.network.baffm import MODALITIES
-from isfl_ros.network.checkpoint import WEIGHTS, load_model
+from isfl_ros.network.checkpoint import load_model, weights_sha256
 from isfl_ros.network.config import MINIMUM_SIZE, BaffmConfig
 from isfl_ros.network.dictionary import Dictionaries, DictionaryRecord, digest_of
 from isfl_ros.network.model import for_inference
@@ -54,7 +53,7 @@ class Backbone:
         if not hasattr(network, "encode"):
             raise InputError(f"backbone {name} has no encoders", expected="a model isfl or baffm", got=info.model)
         self.name = info.name
-        self.sha256 = hashlib.sha256((directory / WEIGHTS).read_bytes()).hexdigest()
+        self.sha256 = weights_sha256(directory)
         self._network = for_inference(network, device=device)
         self._device = device
 

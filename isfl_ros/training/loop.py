@@ -83,8 +83,8 @@ class Trainer:
         world.broadcast([*self.network.parameters(), *self.network.buffers()])
         world.require_same("teachers", str(self._teacher_digest()))
         needs_dictionary = getattr(config.network_config(), "needs_dictionary", False)
-        if needs_dictionary and self._makes_dictionaries():  # asked before minutes of decoding
-            world.from_main(lambda: require_module("sklearn", extra="train"))
+        if needs_dictionary:  # asked before minutes of decoding
+            world.from_main(self._require_what_makes_dictionaries)
         pairs, self.validation = world.together(lambda: self._load_pairs(data_root, cache))
         world.require_same("training pairs", repr([(p.stem, p.visible.shape, p.people is None) for p in pairs]))
         self.pair_count = len(pairs)
@@ -280,27 +280,31 @@ class Trainer:
                 "initial and dictionary.folder both bring dictionaries",
                 do="leave dictionary.folder out: weights keep the dictionaries that they were trained with",
             )
+        if self._makes_dictionaries():
+            found, sheets = build_dictionaries(pairs, config.dictionary, network, seed=config.seed, device=self.device)
+            write_sheets(made, sheets)
+            dictionary.write_dictionaries(made, found)
+            return found
         if config.initial:
             record = dictionary.parse_record(load_model(resolve_model(config.initial))[1].dictionary, config.initial)
             found, where = Dictionaries(*(t.cpu() for t in _dictionaries_of(self.network)), record), config.initial
         elif config.dictionary.folder:
             found, where = dictionary.read_dictionaries(config.dictionary.folder), config.dictionary.folder
             wanted["backbone_sha256"] = Backbone(config.dictionary.backbone).sha256
-        elif (made / dictionary.RECORD).is_file():
+        else:
             found, where = dictionary.read_dictionaries(made), str(made)
             wanted |= {"images": len(pairs), "seed": config.seed}
-        else:
-            found, sheets = build_dictionaries(pairs, config.dictionary, network, seed=config.seed, device=self.device)
-            write_sheets(made, sheets)
-            dictionary.write_dictionaries(made, found)
-            return found
         dictionary.check_origin(found.record, wanted, where)
         return found
 
     def _makes_dictionaries(self) -> bool:
-        """Whether :meth:`_find_dictionaries` will find none and make them."""
+        """Whether there are no dictionaries yet. The main process alone may ask: no other need see its run folder."""
         made = (self.out / "dictionary" / dictionary.RECORD).is_file()
         return not (self.config.initial or self.config.dictionary.folder or made)
+
+    def _require_what_makes_dictionaries(self) -> None:
+        if self._makes_dictionaries():
+            require_module("sklearn", extra="train")
 
     def _teacher_digest(self) -> str | None:
         return self._learner.teacher.digest if self._learner.teacher else None

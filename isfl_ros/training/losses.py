@@ -37,8 +37,9 @@ _DETAIL_WINDOW = 11
 _SMOOTH = 0.25 / 255.0
 # Sharpness (below) at which the detail term asks for just what its factors say, and overshoot costs just its weight.
 _USUAL_SHARPNESS = 0.72
-# In the softest pictures: least factor on the detail that is asked for, largest on what overshoot costs.
-_SOFTEST = (0.5, 1.5)
+# Factors in the softest pictures: least of the detail that is asked for, most of what overshoot costs.
+_LEAST_DETAIL = 0.5
+_MOST_OVERSHOOT = 1.5
 # Smallest part of a labelled person that is looked at: half of what the evaluation asks for, since a patch may cut the rest off.
 _PERSON_AREA = 40
 # Standard deviation at which a source counts half in the correlation term.
@@ -121,13 +122,16 @@ class Objective:
             out["intensity"] = config.intensity * self._intensity(fused, visible, infrared)
         if config.structure:
             out["structure"] = config.structure * self._structure(fused, visible, infrared)
+        sharper: Tensor | float = 0.0  # than usual; both terms want it
+        if (config.detail and config.detail_sharp) or (config.overshoot and config.overshoot_sharp):
+            sharper = sharpness(visible) - _USUAL_SHARPNESS
         if config.detail:
-            out["detail"] = config.detail * self._detail(fused, visible, infrared)
+            out["detail"] = config.detail * self._detail(fused, visible, infrared, sharper)
         if config.overshoot:
             beyond = overshoot(fused, visible, infrared)
             if config.overshoot_sharp:
-                factor = 1.0 - config.overshoot_sharp * (sharpness(visible) - _USUAL_SHARPNESS)
-                beyond = beyond * factor.clamp(config.overshoot_sharp_least, _SOFTEST[1])
+                factor = 1.0 - config.overshoot_sharp * sharper
+                beyond = beyond * factor.clamp(config.overshoot_sharp_least, _MOST_OVERSHOOT)
             out["overshoot"] = config.overshoot * beyond.mean()
         if config.ssim:
             out["ssim"] = config.ssim * (2.0 - ssim(fused, visible).mean() - ssim(fused, infrared).mean())
@@ -176,7 +180,7 @@ class Objective:
                 wanted = torch.lerp(d_infrared, d_visible, share)
         return _l1(d_fused - gain * wanted) * d_fused.shape[1]
 
-    def _detail(self, fused: Tensor, visible: Tensor, infrared: Tensor) -> Tensor:
+    def _detail(self, fused: Tensor, visible: Tensor, infrared: Tensor, sharper: Tensor | float) -> Tensor:
         """Difference of the root mean square of the gradient magnitude around each pixel to the one asked for.
 
         The structure term alone leaves a network too soft: where it is unsure of an edge, the smallest expected difference
@@ -187,8 +191,8 @@ class Objective:
         strong, weak = torch.maximum(s_visible, s_infrared), torch.minimum(s_visible, s_infrared)
         wanted = F.relu(self.config.detail_keep * strong - self.config.detail_yield * weak)
         if self.config.detail_sharp:
-            factor = 1.0 + self.config.detail_sharp * (sharpness(visible) - _USUAL_SHARPNESS)
-            wanted = wanted * factor.clamp(_SOFTEST[0], self.config.detail_sharp_most)
+            factor = 1.0 + self.config.detail_sharp * sharper
+            wanted = wanted * factor.clamp(_LEAST_DETAIL, self.config.detail_sharp_most)
         r_fused, r_wanted = ((_box_mean(x**2, _DETAIL_WINDOW // 2) + _SMOOTH**2).sqrt() for x in (s_fused, wanted))
         return _l1(r_fused - r_wanted)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import math
 from typing import Iterable, Iterator
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from isfl_ros.errors import InputError
-from isfl_ros.network.checkpoint import WEIGHTS, check_tensors, load_model
+from isfl_ros.network.checkpoint import check_tensors, load_model, weights_sha256
 from isfl_ros.resources import resolve_model
 from isfl_ros.training import losses
 from isfl_ros.training.config import TrainingConfig
@@ -303,6 +302,5 @@ def begin_with(network: nn.Module, name: str) -> dict[str, object]:
     weights = trained.state_dict()
     check_tensors(weights, network.state_dict(), f"initial: {directory}")
     network.load_state_dict(weights)
-    digest = hashlib.sha256((directory / WEIGHTS).read_bytes()).hexdigest()
-    facts = {"recipe": info.recipe, "steps": info.training.get("steps"), "sha256": digest}
+    facts = {"recipe": info.recipe, "steps": info.training.get("steps"), "sha256": weights_sha256(directory)}
     return facts | ({"initial": info.training["initial"]} if "initial" in info.training else {})

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import torch
 from torch import Tensor
 
 from isfl_ros.errors import InputError
-from isfl_ros.network.checkpoint import WEIGHTS, load_model
+from isfl_ros.network.checkpoint import load_model, weights_sha256
 from isfl_ros.resources import resolve_model
 
 
@@ -27,7 +25,7 @@ class Teacher:
 
     def __init__(self, name: str, *, device: torch.device, implementation: str, patch: int):
         directory = resolve_model(name)
-        self.digest = hashlib.sha256((directory / WEIGHTS).read_bytes()).hexdigest()
+        self.digest = weights_sha256(directory)
         """SHA-256 of the weights' file."""
         network, self.info = load_model(directory)
         self._network = network.to(device, memory_format=torch.channels_last).requires_grad_(False)

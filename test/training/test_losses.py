@@ -198,7 +198,7 @@ def test_more_detail_is_asked_for_in_sharper_pictures():
         factor = min(1.2, 1 + 0.5 * (found[name][inner].mean() - 0.72))
         right = Output(0.5 + factor * (shown - 0.5), [])
         off = Output(0.5 + (factor + 0.2) * (shown - 0.5), [])
-        loss = [float(asked._detail(o.fused[inner], shown[inner], flat[inner])) for o in (right, off)]
+        loss = [float(asked.fusion_terms(o.fused[inner], shown[inner], flat[inner])["detail"]) for o in (right, off)]
         assert loss[0] < 0.25 * loss[1], name
     # The mean slope of a sine sampled at steps of h, by central differences: sin(2 pi h / T) / h.
     slope = lambda period, step: np.sin(2 * np.pi * step / period) / step
@@ -271,7 +271,8 @@ def test_price_of_overshoot_and_detail_asked_for_stay_within_limits_and_follow_t
     for visible, infrared, factor in ((sharp, flat, 1.3), (soft, flat, 0.5)):
         shown = visible[inner], infrared[inner]
         objective = only(detail=1.0, detail_keep=1.0, detail_yield=0.0, detail_sharp=9.0, detail_sharp_most=1.3)
-        right, off = (float(objective._detail(0.5 + f * (shown[0] - 0.5), *shown)) for f in (factor, factor + 0.1))
+        fused = (0.5 + f * (shown[0] - 0.5) for f in (factor, factor + 0.1))
+        right, off = (float(objective.fusion_terms(f, *shown)["detail"]) for f in fused)
         assert right < 0.25 * off, factor
 
 
