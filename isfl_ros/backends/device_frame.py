@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from isfl_ros.backends.frame import Layout, RawFrame
-from isfl_ros.images import luma_tensor, mask_invalid, normalise_tensor, per_unit, recolour_tensor, to_uint8_tensor
+from isfl_ros.images import luma_tensor, normalise_tensor, per_unit, recolour_tensor, to_uint8_tensor
 from isfl_ros.network.model import mean_gate
 from isfl_ros.registration import warp_tensor
 
@@ -124,8 +124,9 @@ class DeviceFrame:
         elif self._layout.warped == "rgb":
             rgb, rgb_valid = warp_tensor(rgb, self._grid, valid=rgb_valid)
         luma = luma_tensor(rgb)
-        visible = mask_invalid(luma.to(torch.float32) * (1.0 / 255.0), rgb_valid)
-        fused, gates = self._network(visible[None, None], infrared[None, None], return_gates=True)
+        visible = luma.to(torch.float32) * (1.0 / 255.0)
+        masks = {"valid_visible": rgb_valid[None, None], "valid_infrared": thermal_valid[None, None]}
+        fused, gates = self._network(visible[None, None], infrared[None, None], return_gates=True, **masks)
         fused_luma = to_uint8_tensor(fused[0, 0].float())
         fused_luma = torch.where(rgb_valid | thermal_valid, fused_luma, torch.zeros_like(fused_luma))
         self._outputs.on_device("luma").copy_(fused_luma)

@@ -75,6 +75,11 @@ class RawFrame:
             if picture is not None
         }
 
+    def valid_of(self, modality: str) -> np.ndarray | None:
+        """(H, W) bool, where ``thermal`` or ``rgb`` is valid in the reference frame, nowhere if it is missing; None:
+        everywhere."""
+        return self.masks[modality] if modality in self.masks else np.zeros(self.size, bool)
+
     @functools.cached_property
     def valid(self) -> np.ndarray | None:
         """(H, W) bool, where at least one modality is valid; None: everywhere."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,10 +14,29 @@ from isfl_ros.backends.frame import FusedFrame, RawFrame
 from isfl_ros.images import join_chroma, normalise, split_luma, to_uint8
 from isfl_ros.network.model import mean_gate
 
-Network = Callable[[np.ndarray, np.ndarray, bool], tuple[np.ndarray, np.ndarray | None]]
-"""(visible, infrared, gate): float32 (H, W) in [0, 1], exactly 0 where invalid; gives fused luma and the mean of the
-maps that the network ``shows``, float32 (H, W).
-"""
+
+class Network(Protocol):
+    """What runs the network."""
+
+    def __call__(
+        self,
+        visible: np.ndarray,
+        infrared: np.ndarray,
+        gate: bool,
+        *,
+        valid_visible: np.ndarray | None = None,
+        valid_infrared: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Fuses one pair.
+
+        Args:
+            visible, infrared: (H, W) float32 in [0, 1], exactly 0 where invalid.
+            gate: whether the second result is wanted.
+            valid_visible, valid_infrared: (H, W) bool; None: everywhere.
+
+        Returns:
+            Fused luma, and the mean of the maps that the network ``shows`` or None, (H, W) float32 each.
+        """
 
 
 class HostBackend:
@@ -45,7 +64,8 @@ class HostBackend:
         rgb_valid = None if frame.warped == "rgb" else frame.rgb_valid
         visible = normalise(luma, 0.0, 255.0, valid=rgb_valid)
         prepared = time.perf_counter()
-        fused, mean = self._network(visible, infrared, gate)
+        masks = {"valid_visible": frame.valid_of("rgb"), "valid_infrared": frame.valid_of("thermal")}
+        fused, mean = self._network(visible, infrared, gate, **masks)
         computed = time.perf_counter()
         fused_luma = to_uint8(fused)
         if frame.valid is not None:
@@ -75,15 +95,27 @@ class TorchNetwork:
     def __init__(self, network: nn.Module):
         self._network = network
 
-    def __call__(self, visible: np.ndarray, infrared: np.ndarray, gate: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    def __call__(
+        self,
+        visible: np.ndarray,
+        infrared: np.ndarray,
+        gate: bool,
+        *,
+        valid_visible: np.ndarray | None = None,
+        valid_infrared: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """See :class:`Network`."""
+        given = {"valid_visible": valid_visible, "valid_infrared": valid_infrared}
+        masks = {name: None if mask is None else _tensor(mask) for name, mask in given.items()}
         with torch.inference_mode():
             if gate:
-                fused, maps = self._network(_tensor(visible), _tensor(infrared), return_gates=True)
+                fused, maps = self._network(_tensor(visible), _tensor(infrared), return_gates=True, **masks)
             else:
-                fused, maps = self._network(_tensor(visible), _tensor(infrared)), []
+                fused, maps = self._network(_tensor(visible), _tensor(infrared), **masks), []
             mean = mean_gate(maps, visible.shape)[0, 0].numpy() if maps else None
         return fused[0, 0].numpy(), mean
 
 
 def _tensor(picture: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(picture))[None, None]
+    # A registration's masks are to be read only, which torch cannot promise: such an array is copied.
+    return torch.from_numpy(np.require(picture, requirements=("C", "W")))[None, None]

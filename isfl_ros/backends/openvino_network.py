@@ -60,25 +60,41 @@ class OpenVinoNetwork:
         self._requests: RecentlyUsed[tuple[int, int], openvino.InferRequest] = RecentlyUsed(SIZES_KEPT, compile_for)
         self._check(network, _TOLERANCE[precision])
 
-    def __call__(self, visible: np.ndarray, infrared: np.ndarray, gate: bool) -> tuple[np.ndarray, np.ndarray | None]:
-        fused, *gates = self.run(visible, infrared)
+    def __call__(
+        self,
+        visible: np.ndarray,
+        infrared: np.ndarray,
+        gate: bool,
+        *,
+        valid_visible: np.ndarray | None = None,
+        valid_infrared: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """See :class:`~isfl_ros.backends.host.Network`."""
+        fused, *gates = self.run(visible, infrared, valid_visible, valid_infrared)
         mean = None
         if gate and gates:
             mean = mean_gate([torch.from_numpy(g) for g in gates], visible.shape)[0, 0].numpy()
         return fused[0, 0].copy(), mean
 
-    def run(self, visible: np.ndarray, infrared: np.ndarray) -> list[np.ndarray]:
+    def run(
+        self,
+        visible: np.ndarray,
+        infrared: np.ndarray,
+        valid_visible: np.ndarray | None = None,
+        valid_infrared: np.ndarray | None = None,
+    ) -> list[np.ndarray]:
         """Fused luma and gates, coarsest first, (1, 1, h, w) each, in OpenVINO's own memory: the next run changes them."""
-        inputs = [np.ascontiguousarray(picture)[None, None] for picture in (visible, infrared)]
+        masks = (np.ones(visible.shape, bool) if mask is None else mask for mask in (valid_visible, valid_infrared))
+        inputs = [np.ascontiguousarray(plane)[None, None] for plane in (visible, infrared, *masks)]
         result = self._requests[visible.shape].infer(inputs, share_inputs=True, share_outputs=True)
         return [result[k] for k in range(len(result))]
 
     def _check(self, network: nn.Module, tolerance: float) -> None:
         rng = np.random.default_rng(0)
-        visible, infrared = (rng.random(_CHECKED, dtype=np.float32) for _ in range(2))
+        planes = [rng.random(_CHECKED, dtype=np.float32) for _ in range(2)] + [rng.random(_CHECKED) < 0.8 for _ in range(2)]
         with torch.inference_mode():
-            wanted = _WithGates(network)(*(torch.from_numpy(x)[None, None] for x in (visible, infrared)))
-        got = self.run(visible, infrared)
+            wanted = _WithGates(network)(*(torch.from_numpy(x)[None, None] for x in planes))
+        got = self.run(*planes)
         difference = max(
             float(np.abs(g - w.numpy()).max()) if g.shape == w.shape else np.inf for g, w in zip(got, wanted, strict=True)
         )
@@ -96,7 +112,7 @@ def _compile(
     core: openvino.Core, graph: openvino.Model, options: dict[str, object], size: tuple[int, int]
 ) -> openvino.InferRequest:
     graph = graph.clone()
-    graph.reshape({k: [1, 1, *size] for k in range(2)})
+    graph.reshape({k: [1, 1, *size] for k in range(4)})
     return core.compile_model(graph, "CPU", options).create_infer_request()
 
 
@@ -111,12 +127,14 @@ def _converted(network: nn.Module) -> openvino.Model:
         key.update(values.contiguous().numpy().data)
     graph = _graphs.get(key.hexdigest())
     if graph is None:
-        example = tuple(torch.rand(1, 1, *_TRACED, generator=torch.Generator().manual_seed(k)) for k in range(2))
+        random = torch.Generator().manual_seed(0)
+        pictures = [torch.rand(1, 1, *_TRACED, generator=random) for _ in range(2)]
+        masks = [torch.rand(1, 1, *_TRACED, generator=random) < 0.8 for _ in range(2)]
         with whole_frame(), warnings.catch_warnings(), torch.inference_mode():
             # Shapes read as Python numbers are traced as constants: harmless where _check finds no difference.
             warnings.simplefilter("ignore", torch.jit.TracerWarning)
             warnings.simplefilter("ignore", DeprecationWarning)
-            graph = openvino.convert_model(_WithGates(network).eval(), example_input=example)
+            graph = openvino.convert_model(_WithGates(network).eval(), example_input=(*pictures, *masks))
         _graphs.clear()  # one is enough: a node loads one model
         _graphs[key.hexdigest()] = graph
     return graph
@@ -129,6 +147,9 @@ class _WithGates(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, visible: Tensor, infrared: Tensor) -> tuple[Tensor, ...]:
-        fused, gates = self.network(visible, infrared, return_gates=True)
+    def forward(
+        self, visible: Tensor, infrared: Tensor, valid_visible: Tensor, valid_infrared: Tensor
+    ) -> tuple[Tensor, ...]:
+        masks = {"valid_visible": valid_visible, "valid_infrared": valid_infrared}
+        fused, gates = self.network(visible, infrared, return_gates=True, **masks)
         return fused, *gates

@@ -135,7 +135,7 @@ def network(
 def _parts(config: IsflConfig, pixels: list[int], size: int, element: int) -> Iterator[Cost]:
     """``pixels`` of every scale, ``size`` of the pictures."""
     c = config.width
-    entering = config.pixels_apart
+    entering = config.encoder_channels
     if config.reduction > 1:
         yield Cost(0, 2 * (size + entering * pixels[0]) * element)  # averaging or rearranging both pictures
     for k, n in enumerate(pixels):
@@ -194,7 +194,7 @@ def _baffm_parameters(config: BaffmConfig) -> int:
 def _parameters(config: IsflConfig) -> int:
     """Weights of convolutions and projections, biases and norms left out: they are under 2 %."""
     c, g = config.width, config.gate_width
-    encoder = 9 * config.pixels_apart * c + 9 * c * c * (2 * config.scales - 1)
+    encoder = 9 * config.encoder_channels * c + 9 * c * c * (2 * config.scales - 1)
     cfi = 6 * c * c + (9 * c * g + g if g else 9 * c) if config.cfi else 0
     refine = 9 * c * c if config.refine else 0
     decoders = 18 * c * c * (config.scales - 1)

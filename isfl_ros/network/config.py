@@ -47,6 +47,9 @@ class IsflConfig:
     subpixel: bool = False
     """With a reduction: the pixels of a square enter as channels (pixel unshuffle) instead of as their mean, and the head gives
     every full-size pixel its own coefficients (pixel shuffle) instead of raising those of the square."""
+    validity_input: bool = False
+    """Beside its picture each encoder gets the map of what is invalid in it, 1 there and 0 elsewhere, reduced as the picture is:
+    with the zeros of equations 2 to 4 alone a missing modality and a black scene are one and the same. Not in the paper."""
     cfi: bool = True
     """False replaces the Causal Feature Integrator by the local feature alone (ablation; such a network has no gates)."""
 
@@ -68,13 +71,18 @@ class IsflConfig:
             "1, or with head affine 2 or 4",
         )
         require(not self.subpixel or self.reduction > 1, "subpixel", "false with reduction 1, which leaves no pixels to tell apart")
-        for key in ("siamese", "refine", "cfi", "subpixel"):
+        for key in ("siamese", "refine", "cfi", "subpixel", "validity_input"):
             require(isinstance(getattr(self, key), bool), key, "true or false")
 
     @property
     def pixels_apart(self) -> int:
         """Pixels of a square that the encoders and the head tell apart: 1, or those of a ``subpixel`` network's square."""
         return self.reduction**2 if self.subpixel else 1
+
+    @property
+    def encoder_channels(self) -> int:
+        """Channels of what enters an encoder."""
+        return self.pixels_apart * (2 if self.validity_input else 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +140,11 @@ class BaffmConfig:
         return 1
 
     @property
+    def encoder_channels(self) -> int:
+        """As of :class:`IsflConfig`: the picture alone."""
+        return 1
+
+    @property
     def needs_dictionary(self) -> bool:
         """Whether the network cannot do without confounder dictionaries."""
         return self.adjustment == "backdoor"
@@ -140,7 +153,7 @@ class BaffmConfig:
 ARCHITECTURES: dict[str, IsflConfig | BaffmConfig] = {
     # Two encoders, because a symmetric network cannot tell a hot pedestrian from a bright lamp. Features at half size, because
     # the head brings the detail back: a quarter of the arithmetic for hardly less (docs/log.md).
-    "isfl": IsflConfig(head="affine", reduction=2, subpixel=True),
+    "isfl": IsflConfig(head="affine", reduction=2, subpixel=True, validity_input=True),
     # What the authors released; kept apart so that our default may move without touching the comparison.
     "isfl-release": IsflConfig(
         siamese=False,
@@ -154,6 +167,7 @@ ARCHITECTURES: dict[str, IsflConfig | BaffmConfig] = {
         head_kernel=3,
         reduction=1,
         subpixel=False,
+        validity_input=False,
     ),
     # What the text and the figures of the paper say: one encoder, a gate of a single 3x3 convolution, no refinement, a decoder that
     # convolves before it adds, a 1x1 head. The number of the gate's channels is not said: one, as in the release.
@@ -169,9 +183,12 @@ ARCHITECTURES: dict[str, IsflConfig | BaffmConfig] = {
         head_kernel=1,
         reduction=1,
         subpixel=False,
+        validity_input=False,
     ),
     # For CPU-only machines and small boards: a quarter of the channels.
-    "isfl-edge": IsflConfig(width=8, gate_width=4, grid=4, head="affine", reduction=2, subpixel=True),
+    "isfl-edge": IsflConfig(
+        width=8, gate_width=4, grid=4, head="affine", reduction=2, subpixel=True, validity_input=True
+    ),
     # The second paper's network around our encoder (docs/baffm.md says what is ours in it).
     "baffm": BaffmConfig(),
 }

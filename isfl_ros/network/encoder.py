@@ -13,15 +13,15 @@ from isfl_ros.network.layers import conv_block
 class Encoder(nn.Module):
     """One modality to features at every scale.
 
-    Input (B, 1, H, W) in [0, 1], of the size that the reduction leaves, or (B, reduction^2, H, W) of a ``subpixel`` network;
+    Input (B, 1, H, W) in [0, 1], of the size that the reduction leaves, or (B, reduction^2, H, W) of a ``subpixel`` network, with
+    ``validity_input`` followed by as many channels of what is invalid;
     output a list, finest first, of (B, width, H // 2^k, W // 2^k).
     """
 
     def __init__(self, config: IsflConfig):
         super().__init__()
-        entering = config.pixels_apart
         self.blocks = nn.ModuleList(
-            conv_block(entering if k == 0 else config.width, config.width) for k in range(config.scales)
+            conv_block(config.encoder_channels if k == 0 else config.width, config.width) for k in range(config.scales)
         )
 
     def forward(self, picture: Tensor) -> list[Tensor]:

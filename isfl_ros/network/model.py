@@ -46,11 +46,25 @@ class IsflNet(nn.Module):
         """What the maps of ``return_gates`` are: ``gate``, for another model ``entropy``; None where there are none."""
         return "gate" if self.config.cfi else None
 
-    def encode(self, picture: Tensor, modality: str) -> list[Tensor]:
-        """Features of one modality, ``visible`` or ``infrared``, at every scale, finest first: a picture (B, 1, H, W)
-        in [0, 1] to (B, C, h, w) each."""
+    def encode(self, picture: Tensor, modality: str, valid: Tensor | None = None) -> list[Tensor]:
+        """Features of one modality at every scale, finest first.
+
+        Args:
+            picture: (B, 1, H, W) in [0, 1], exactly 0 where invalid.
+            modality: ``visible`` or ``infrared``.
+            valid: bool mask that broadcasts to the picture; None: all valid.
+
+        Returns:
+            (B, C, h, w) each.
+        """
         encoder = self.encoder if self.config.siamese else getattr(self, f"encoder_{modality}")
-        return encoder(reduce_picture(picture, self.config.reduction, subpixel=self.config.subpixel))
+        planes = [picture]
+        if self.config.validity_input:
+            # What is invalid, not what is valid: so that the zeros with which convolutions pad say "a valid black", as ever.
+            invalid = torch.zeros_like(picture)
+            planes.append(invalid if valid is None else torch.where(valid, invalid, torch.ones_like(picture)))
+        reduced = [reduce_picture(x, self.config.reduction, subpixel=self.config.subpixel) for x in planes]
+        return encoder(torch.cat(reduced, dim=1))
 
     def set_implementation(self, name: str) -> None:
         """Names who computes the Causal Feature Integrator of every scale: ``reference``, ``folded`` or ``triton``."""
@@ -100,8 +114,8 @@ class IsflNet(nn.Module):
         check_inputs(visible, infrared)
         visible = mask_invalid(visible, valid_visible)
         infrared = mask_invalid(infrared, valid_infrared)
-        features_visible = self.encode(visible, "visible")
-        features_infrared = self.encode(infrared, "infrared")
+        features_visible = self.encode(visible, "visible", valid_visible)
+        features_infrared = self.encode(infrared, "infrared", valid_infrared)
 
         gates: list[Tensor] = []
         result: Tensor | None = None
@@ -112,6 +126,25 @@ class IsflNet(nn.Module):
             result = integrated if result is None else self.decoders[k](result, integrated)
         fused = self.head(result, visible, infrared)
         return (fused, gates) if return_gates else fused
+
+
+def extended_by_validity(weights: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """Weights of a network without ``validity_input`` as those of ``network``, the same with it: the new channels of its first
+    convolutions weigh nothing, so that it computes what the other one does until training says otherwise.
+
+    Args:
+        weights: state dictionary, which is not changed.
+        network: whose shapes are wanted; weights that fit it, or differ in something else, are returned as they are.
+    """
+    extended = dict(weights)
+    for name, wanted in network.state_dict().items():
+        had = weights.get(name)
+        if had is None or not name.endswith("blocks.0.0.conv.weight"):
+            continue
+        channels = 2 * had.shape[1]
+        if wanted.shape == (had.shape[0], channels, *had.shape[2:]):
+            extended[name] = torch.cat((had, torch.zeros_like(had)), dim=1)
+    return extended
 
 
 def check_inputs(visible: Tensor, infrared: Tensor) -> None:

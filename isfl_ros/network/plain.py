@@ -17,7 +17,7 @@ _EPS = 1e-5
 
 def shape_of(config) -> dict[str, object]:
     """What :func:`plain_forward` has to know of an ``IsflConfig`` besides the weights."""
-    return {name: getattr(config, name) for name in ("scales", "grid", "head", "reduction", "subpixel")}
+    return {name: getattr(config, name) for name in ("scales", "grid", "head", "reduction", "subpixel", "validity_input")}
 
 
 def plain_forward(
@@ -30,13 +30,16 @@ def plain_forward(
     head: str = "sigmoid",
     reduction: int = 1,
     subpixel: bool = False,
+    validity_input: bool = False,
+    valid: tuple[Tensor | None, Tensor | None] = (None, None),
 ) -> tuple[Tensor, list[Tensor]]:
     """Networks of the shape of ``isfl-release``, with either head and any reduction, in evaluation mode (paper, section 3.3).
 
     Args:
         p: state dictionary of such a network, all of one dtype and device.
         visible, infrared: (B, 1, H, W) in [0, 1], of that dtype and device, exactly 0 where invalid.
-        scales, grid, head, reduction, subpixel: of the network.
+        scales, grid, head, reduction, subpixel, validity_input: of the network.
+        valid: bool masks of the shape of the pictures, visible first; None: all valid.
 
     Returns:
         Fused luma (B, 1, H, W) and the gates (B, 1, h, w), coarsest first.
@@ -80,8 +83,14 @@ def plain_forward(
         inside = F.avg_pool2d(F.pad(torch.ones_like(x), padding), reduction)
         return F.avg_pool2d(F.pad(x, padding), reduction) / inside
 
-    features_v = encode("encoder_visible", shrink(visible))
-    features_i = encode("encoder_infrared", shrink(infrared))
+    def enter(x: Tensor, mask: Tensor | None) -> Tensor:
+        if not validity_input:
+            return shrink(x)
+        mask = torch.ones_like(x) if mask is None else mask.to(x.dtype)
+        return torch.cat([shrink(x), shrink(1 - mask)], dim=1)
+
+    features_v = encode("encoder_visible", enter(visible, valid[0]))
+    features_i = encode("encoder_infrared", enter(infrared, valid[1]))
     gates, result = [], None
     for k in reversed(range(scales)):
         cfi, v, i = f"integrators.{k}", features_v[k], features_i[k]

@@ -45,6 +45,9 @@ class DataConfig:
     """Part of the patches of pairs with labelled persons that is placed on one of them, chosen by area; the rest lies anywhere."""
     least_scale: float = 1.0
     """Patches are cut at a random scale between this and 1 and reduced to the patch size; 1 switches it off."""
+    tone: float = 0.0
+    """Half of the patches get a random exposure and contrast, each picture its own: a power of exp(+-this), contrast down to
+    exp(-2 * this) of itself, and any brightness that this leaves room for: other cameras, other gain controls."""
     sharpen: float = 0.0
     """Half of the patches are sharpened (unsharp mask of 1 px) by a random amount up to this, each picture by its own: sharper
     cameras than those of the training pairs; 0 switches it off."""
@@ -54,6 +57,7 @@ class DataConfig:
         _require(self.batch >= 1, "data.batch", ">= 1", self.batch)
         _require(0.1 <= self.least_scale <= 1.0, "data.least_scale", "0.1 to 1", self.least_scale)
         _require(0.0 <= self.people_share <= 1.0, "data.people_share", "0 to 1", self.people_share)
+        _require(0.0 <= self.tone <= 1.0, "data.tone", "0 to 1", self.tone)
         _require(0.0 <= self.sharpen <= 4.0, "data.sharpen", "0 to 4", self.sharpen)
         _require(self.validation_pairs >= 1, "data.validation_pairs", ">= 1", self.validation_pairs)
 

@@ -144,11 +144,14 @@ class PatchSampler:
                 pixel = pixels[rng.integers(len(pixels))]
                 corner = pixel - rng.integers(0, side, size=2)
                 top, left = np.clip(corner, 0, np.subtract(pair.visible.shape, side))
+        curves = (None, None)
+        if self.config.tone and rng.random() < 0.5:
+            curves = tuple(_tone_curve(rng, self.config.tone) for _ in range(2))
         amounts = np.zeros(2)
         if self.config.sharpen and rng.random() < 0.5:
             amounts = rng.uniform(0.0, self.config.sharpen, size=2)
         patches: list[np.ndarray | None] = []
-        for plane, amount in zip((pair.visible, pair.infrared, pair.people), (*amounts, 0.0)):
+        for plane, curve, amount in zip((pair.visible, pair.infrared, pair.people), (*curves, None), (*amounts, 0.0)):
             if plane is None:
                 patches.append(None)
                 continue
@@ -156,6 +159,8 @@ class PatchSampler:
             if side != size:  # a mean of two numbers would be a third person
                 how = cv2.INTER_NEAREST_EXACT if plane is pair.people else cv2.INTER_AREA
                 patch = cv2.resize(patch, (size, size), interpolation=how)
+            if curve is not None:
+                patch = cv2.LUT(patch, curve)
             if amount:
                 patch = _sharpened(patch, amount)
             patch = np.rot90(patch, quarter_turns)
@@ -170,6 +175,14 @@ def to_device(batch: Batch, device: torch.device | str) -> Batch:
     )
     people = None if batch.people is None else batch.people.to(device, non_blocking=True)
     return Batch(visible, infrared, people, batch.people_counts)
+
+
+def _tone_curve(rng: np.random.Generator, strength: float) -> np.ndarray:
+    """A random exposure and gain control, (256,) uint8, see :attr:`DataConfig.tone`."""
+    power = np.exp(rng.uniform(-strength, strength))
+    contrast = np.exp(-rng.uniform(0.0, 2.0 * strength))
+    black = rng.uniform(0.0, 1.0 - contrast)
+    return np.rint(255.0 * (black + contrast * np.linspace(0.0, 1.0, 256) ** power)).astype(np.uint8)
 
 
 def _sharpened(picture: np.ndarray, amount: float) -> np.ndarray:

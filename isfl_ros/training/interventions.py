@@ -114,16 +114,17 @@ def _squares(config: InterventionConfig, rngs: list[np.random.Generator], h: int
 
 
 def _large_regions(rngs: list[np.random.Generator], h: int, w: int, device) -> Tensor:
-    """Occluded pixels (B, 1, H, W): a border band of 5 to 50 %, a half frame, or irregular holes."""
+    """Occluded pixels (B, 1, H, W): a border band of 3 to 50 %, thin ones as often as wide ones, a half frame, or
+    irregular holes."""
     kind = torch.empty(len(rngs), dtype=torch.long)
     side = torch.empty(len(rngs), dtype=torch.long)
     extent = torch.empty(len(rngs))
     share = torch.empty(len(rngs), 1)
     noise = torch.empty(len(rngs), 1, 6, 6)
     for sample, rng in enumerate(rngs):
-        kind[sample] = int(rng.integers(3))  # 0 band, 1 half, 2 holes
+        kind[sample] = max(0, int(rng.integers(4)) - 1)  # 0 band, twice as often, since its width is drawn too; 1 half, 2 holes
         side[sample] = int(rng.integers(4))
-        extent[sample] = float(rng.uniform(0.05, 0.5))
+        extent[sample] = float(np.exp(rng.uniform(*np.log((0.03, 0.5)))))
         share[sample] = float(rng.uniform(0.1, 0.5))
         noise[sample] = torch.from_numpy(rng.random((1, 6, 6), dtype=np.float32))
     kind, side, extent, share, noise = (t.to(device) for t in (kind, side, extent, share, noise))

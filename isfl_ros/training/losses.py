@@ -37,6 +37,8 @@ _DETAIL_WINDOW = 11
 _SMOOTH = 0.25 / 255.0
 # Sharpness (below) at which the detail term asks for just what its factors say, and overshoot costs just its weight.
 _USUAL_SHARPNESS = 0.72
+# Strength of edges, a grey level a pixel, to which the usual sharpness is imputed: without it nothing at all would be sharp.
+_IMPUTED = 0.5 / 255.0
 # Factors in the softest pictures: least of the detail that is asked for, most of what overshoot costs.
 _LEAST_DETAIL = 0.5
 _MOST_OVERSHOOT = 1.5
@@ -94,7 +96,7 @@ class Objective:
         Every term is a mean over the samples of the batch: parts of it can be computed apart and averaged.
         """
         config = self.config
-        out = self.fusion_terms(original.fused, visible, infrared)
+        out = self.fusion_terms(original.fused, visible, infrared, people)
         if config.people and people is not None:
             out["people"] = config.people * people_contrast(
                 original.fused, visible, infrared, people, people_counts
@@ -114,8 +116,10 @@ class Objective:
             out["undisturbed"] = config.undisturbed * variant_weight * self._undisturbed(original, variants)
         return out
 
-    def fusion_terms(self, fused: Tensor, visible: Tensor, infrared: Tensor) -> dict[str, Tensor]:
-        """Fusion fidelity L_f (equation 10) and what is added to it, weighted, by name."""
+    def fusion_terms(
+        self, fused: Tensor, visible: Tensor, infrared: Tensor, people: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Fusion fidelity L_f (equation 10) and what is added to it, weighted, by name; arguments as of :meth:`terms`."""
         config = self.config
         out: dict[str, Tensor] = {}
         if config.intensity:
@@ -141,8 +145,7 @@ class Objective:
             lost = uncorrelated(fused, visible) + uncorrelated(fused, infrared)
             out["correlation"] = config.correlation * lost.mean()
         if config.base:
-            difference = fused - 0.5 * (visible + infrared)
-            out["base"] = config.base * _l1(_box_mean(difference, _SURROUNDINGS // 2))
+            out["base"] = config.base * base_difference(fused, visible, infrared, people)
         return out
 
     def _intensity(self, fused: Tensor, visible: Tensor, infrared: Tensor) -> Tensor:
@@ -299,12 +302,15 @@ def sharpness(picture: Tensor) -> Tensor:
     over that of the edges of the halved picture. (B, 1, H, W) in [0.4, 1.4].
 
     Of visible pictures: about 0.7 behind JPEG at ordinary quality, 0.95 from a good lens and raw pixels. Thermal ones tell
-    nothing: their lenses blur them all to 0.6 to 0.8. A constant picture has 1, grain up to 1.4: this says how fine the
-    structure is, not whether there is any.
+    nothing: their lenses blur them all to 0.6 to 0.8. A constant picture has 0.72, what is usual. Strong grain has up to 1.4: this says
+    how fine the structure is, not what it shows.
     """
     coarse = _box_mean(gradient_strength(F.avg_pool2d(picture, 2)), _SURROUNDINGS // 4)
     coarse = F.interpolate(coarse, size=picture.shape[-2:], mode="bilinear", align_corners=False)
-    return (_box_mean(gradient_strength(picture), _SURROUNDINGS // 2) / coarse).clamp(0.4, 1.4)
+    fine = _box_mean(gradient_strength(picture), _SURROUNDINGS // 2)
+    # The smooth strength of a constant picture is no edge.
+    fine, coarse = (F.relu(strength - _SMOOTH) for strength in (fine, coarse))
+    return ((fine + _USUAL_SHARPNESS * _IMPUTED) / (coarse + _IMPUTED)).clamp(0.4, 1.4)
 
 
 def gradient_strength(picture: Tensor) -> Tensor:
@@ -378,6 +384,21 @@ def hot_target(fused: Tensor, infrared: Tensor) -> Tensor:
     saliency = (contrast_infrared / _TARGET_CONTRAST - 0.5).clamp(0.0, 1.0)
     near = F.max_pool2d(saliency, 2 * (radius // 4) + 1, stride=1, padding=radius // 4)
     return ((contrast_fused - contrast_infrared).abs() * near).mean()
+
+
+def base_difference(fused: Tensor, visible: Tensor, infrared: Tensor, people: Tensor | None = None) -> Tensor:
+    """Mean absolute difference of the surroundings' brightness to that of the mean of the two pictures.
+
+    Labelled persons (B, 1, H, W; 0 where nobody is) are no surroundings: where the two cameras disagree about a person, the mean of
+    both is the grey in which nobody sees them.
+    """
+    difference = fused - 0.5 * (visible + infrared)
+    radius = _SURROUNDINGS // 2
+    if people is None:
+        return _l1(_box_mean(difference, radius))
+    free = (people == 0).to(fused.dtype)
+    # Where a person fills the window nothing is left to compare, and nothing is asked for.
+    return _l1(_box_mean(difference * free, radius) / _box_mean(free, radius).clamp(min=0.05))
 
 
 def people_contrast(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from isfl_ros.errors import InputError
 from isfl_ros.network.checkpoint import check_tensors, load_model, weights_sha256
+from isfl_ros.network.model import extended_by_validity
 from isfl_ros.resources import resolve_model
 from isfl_ros.training import losses
 from isfl_ros.training.config import TrainingConfig
@@ -288,7 +289,7 @@ def _statistics(network: nn.Module, move: bool) -> Iterator[None]:
 
 
 def begin_with(network: nn.Module, name: str) -> dict[str, object]:
-    """Takes the weights and running statistics of a trained model of the same shape.
+    """Takes the weights and running statistics of a trained model of the same shape; what it lacks may be ``validity_input``.
 
     Returns:
         What they are, for the description of what comes of them: recipe, steps, SHA-256 of the file, and what they
@@ -299,7 +300,10 @@ def begin_with(network: nn.Module, name: str) -> dict[str, object]:
     """
     directory = resolve_model(name)
     trained, info = load_model(directory)
-    weights = trained.state_dict()
+    given = trained.state_dict()
+    weights = extended_by_validity(given, network)
+    if any(weights[name].shape != values.shape for name, values in given.items()):
+        _log.info("%s has no validity_input: the run begins with weights that do not look at it", directory)
     check_tensors(weights, network.state_dict(), f"initial: {directory}")
     network.load_state_dict(weights)
     facts = {"recipe": info.recipe, "steps": info.training.get("steps"), "sha256": weights_sha256(directory)}

@@ -12,7 +12,15 @@ from isfl_ros.backends.device_frame import DeviceFrame
 from isfl_ros.backends.fallback import FallbackBackend
 from isfl_ros.backends.frame import FusedFrame, Layout, RawFrame
 from isfl_ros.backends.host import HostBackend, TorchNetwork
-from isfl_ros.images import GainControl, GainControlConfig, join_chroma, luma_tensor, recolour_tensor, split_luma
+from isfl_ros.images import (
+    GainControl,
+    GainControlConfig,
+    join_chroma,
+    luma_tensor,
+    mask_invalid,
+    recolour_tensor,
+    split_luma,
+)
 from isfl_ros.network.baffm import BaffmNet
 from isfl_ros.network.config import BaffmConfig, IsflConfig
 from isfl_ros.network.model import IsflNet, for_inference
@@ -47,7 +55,7 @@ def network(request):
     """A network with gates, and one that shows the entropy of its weights in their place."""
     torch.manual_seed(0)
     if request.param == "isfl":
-        return for_inference(IsflNet(IsflConfig(width=8, grid=4, gate_width=4)))
+        return for_inference(IsflNet(IsflConfig(width=8, grid=4, gate_width=4, validity_input=True)))
     network = BaffmNet(BaffmConfig(width=4, prototypes=5, entries=3, query=3))
     network.set_dictionaries(*torch.randn(2, 5, 3))
     return for_inference(network)
@@ -163,8 +171,9 @@ class Inputs(torch.nn.Module):
     has_gates = True
     shows = "gate"
 
-    def forward(self, visible, infrared, *, return_gates):
-        return visible, [infrared]
+    def forward(self, visible, infrared, *, valid_visible, valid_infrared, return_gates):
+        self.masks = {"rgb": valid_visible[0, 0].numpy().copy(), "thermal": valid_infrared[0, 0].numpy().copy()}
+        return mask_invalid(visible, valid_visible), [mask_invalid(infrared, valid_infrared)]
 
 
 @pytest.mark.parametrize("case", ["8 bits", "16 bits", "float with NaN", "no rgb"])
@@ -175,11 +184,21 @@ def test_a_network_is_given_the_same_on_a_device(warped, case, masked):
     rng = np.random.default_rng(6)
     layout = registered(warped, SHAPES["odd"])
     frame = random_frame(rng, **CASES[case], masks=masks(rng, layout) if masked else (None, None), layout=layout)
-    luma, _, infrared = run(DeviceFrame(Inputs(), layout, device=torch.device("cpu")), frame)
+    inputs = Inputs()
+    luma, _, infrared = run(DeviceFrame(inputs, layout, device=torch.device("cpu")), frame)
     np.testing.assert_allclose(infrared, frame.infrared, atol=1e-6)
     np.testing.assert_array_equal(infrared == 0, frame.infrared == 0)
-    wanted = HostBackend(lambda visible, infrared, gate: (visible, None), None).fuse(frame, gate=False)
+    on_host = {}
+
+    def network(visible, infrared, gate, *, valid_visible, valid_infrared):
+        on_host.update(rgb=valid_visible, thermal=valid_infrared)
+        return visible, None
+
+    wanted = HostBackend(network, None).fuse(frame, gate=False)
     assert np.abs(luma.astype(int) - wanted.luma).max() <= (1 if warped == "rgb" else 0)
+    for modality, mask in inputs.masks.items():
+        expected = np.ones(layout.size, bool) if on_host[modality] is None else on_host[modality]
+        np.testing.assert_array_equal(mask, expected, err_msg=modality)
 
 
 def test_nothing_of_one_warped_picture_stays_for_the_next(network):

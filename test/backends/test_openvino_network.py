@@ -44,11 +44,17 @@ def pair(size):
 
 
 @pytest.mark.parametrize("size", [(32, 32), (33, 47), (64, 80), (101, 147), (120, 161), (240, 320)], ids=str)
-def test_equals_the_plain_formulation(shipped, compiled, size):
+@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
+def test_equals_the_plain_formulation(shipped, compiled, size, masked):
     visible, infrared = pair(size)
     pictures = (torch.from_numpy(x)[None, None] for x in (visible, infrared))
-    wanted, gates = plain_forward(shipped.state_dict(), *pictures, **shape_of(shipped.config))
-    fused, gate = compiled(visible, infrared, True)
+    masks, valid = {}, (None, None)
+    if masked:
+        masks = {name: RNG.random(size) < 0.7 for name in ("valid_visible", "valid_infrared")}
+        valid = tuple(torch.from_numpy(mask)[None, None] for mask in masks.values())
+        pictures = [picture * mask for picture, mask in zip(pictures, valid)]
+    wanted, gates = plain_forward(shipped.state_dict(), *pictures, **shape_of(shipped.config), valid=valid)
+    fused, gate = compiled(visible, infrared, True, **masks)
     assert fused.shape == size and fused.dtype == np.float32
     np.testing.assert_allclose(fused, wanted[0, 0].detach().numpy(), atol=1e-5)
     np.testing.assert_allclose(gate, mean_gate(gates, size)[0, 0].detach().numpy(), atol=1e-5)

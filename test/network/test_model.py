@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -57,13 +59,35 @@ def relative(a, b):
 def test_inference_form_equals_plain_formulation(config, size, dtype, bound):
     network = random_network(config)
     visible, infrared = pair(size)
-    wanted, wanted_gates = plain_forward(network.state_dict(), visible, infrared, **shape_of(config))
+    valid = [torch.rand((1, 1, *size)) < 0.8 for _ in range(2)]
+    for masks in ((None, None), valid):
+        zeroed = [picture if mask is None else picture * mask for picture, mask in zip((visible, infrared), masks)]
+        wanted, wanted_gates = plain_forward(network.state_dict(), *zeroed, **shape_of(config), valid=masks)
+        with torch.inference_mode():
+            fused, gates = for_inference(network.to(dtype))(
+                visible.to(dtype), infrared.to(dtype), valid_visible=masks[0], valid_infrared=masks[1], return_gates=True
+            )
+        network.double()
+        assert fused.shape == visible.shape
+        assert relative(fused, wanted) <= bound
+        for got, want in zip(gates, wanted_gates, strict=True):
+            assert relative(got, want) <= bound
+
+
+@pytest.mark.parametrize("siamese", [False, True])
+@pytest.mark.parametrize("shape", [{"reduction": 2, "subpixel": True}, {"reduction": 4}, {}], ids=str)
+def test_validity_input_tells_a_missing_modality_from_a_black_one(shape, siamese):
+    config = IsflConfig(head="affine", width=8, validity_input=True, siamese=siamese, **shape)
+    black, infrared = torch.zeros(1, 1, 45, 71, dtype=torch.float64), torch.rand(1, 1, 45, 71, dtype=torch.float64)
+    nowhere = torch.zeros(1, 1, 1, 1, dtype=torch.bool)
+    network = random_network(config)
     with torch.inference_mode():
-        fused, gates = for_inference(network.to(dtype))(visible.to(dtype), infrared.to(dtype), return_gates=True)
-    assert fused.shape == visible.shape
-    assert relative(fused, wanted) <= bound
-    for got, want in zip(gates, wanted_gates, strict=True):
-        assert relative(got, want) <= bound
+        seen, missing = network(black, infrared), network(black, infrared, valid_visible=nowhere)
+        assert float((seen - missing).abs().max()) > 1e-6, "a map that nobody reads would change nothing at all"
+        assert torch.equal(seen, network(black, infrared, valid_visible=~nowhere)), "no mask means valid everywhere"
+    without = random_network(dataclasses.replace(config, validity_input=False))
+    with torch.inference_mode():
+        assert torch.equal(without(black, infrared), without(black, infrared, valid_visible=nowhere))
 
 
 @pytest.mark.parametrize("attention", ["reference", "folded"])
@@ -163,11 +187,11 @@ def test_masked_pixels_do_not_reach_the_network(size):
     network = for_inference(random_network(ARCHITECTURES["isfl"]))
     visible, infrared = pair(size)
     valid = torch.rand(1, 1, *size) > 0.3
-    poisoned = torch.where(valid, infrared, torch.nan)
     with torch.inference_mode():
-        wanted = network(visible, torch.where(valid, infrared, torch.zeros_like(infrared)))
-        got = network(visible, poisoned, valid_infrared=valid)
-    assert torch.equal(got, wanted)
+        wanted = network(visible, torch.where(valid, infrared, 0.0), valid_infrared=valid)
+        for poison in (torch.nan, torch.inf, 1.0):
+            got = network(visible, torch.where(valid, infrared, poison), valid_infrared=valid)
+            assert torch.equal(got, wanted)
 
 
 def test_gates_are_asked_for_and_cost_no_change():

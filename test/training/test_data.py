@@ -112,6 +112,29 @@ def test_half_of_the_patches_are_sharpened_each_picture_by_its_own_amount():
     assert least < 1 + 0.3 * (by_two - 1) and 1 + 0.7 * (by_two - 1) < most < 1.1 * by_two, "amounts up to 2"
 
 
+def test_half_of_the_patches_get_another_tone_each_picture_its_own():
+    people = np.zeros((70, 90), np.uint16)
+    people[20:50, 30:60] = 1
+    pair = LoadedPair("p", texture(4), texture(4), people)
+
+    def cut(**options):
+        return PatchSampler([pair], DataConfig(sets=("x",), patch=32, batch=64, **options), 0).batch(2, range(64))
+
+    plain, toned = cut(), cut(tone=0.5)
+    assert torch.equal(plain.people, toned.people), "the same places; persons keep their outlines"
+    changed = torch.tensor([not torch.equal(a, b) for a, b in zip(plain.visible, toned.visible)])
+    assert 20 < int(changed.sum()) < 44
+    assert not any(torch.equal(a, b) for a, b in zip(toned.visible[changed], toned.infrared[changed]))
+    spreads = []
+    for before, after in zip(plain.visible[changed], toned.visible[changed]):
+        order = before.flatten().argsort()
+        assert (after.flatten()[order].diff() >= 0).all(), "a curve that rises everywhere"
+        spreads.append(float(after.max() - after.min()))
+        # The steepest power of exp(0.5), and a contrast of exp(-1) of what it was at the least.
+        assert float((after.max() - after.min()) / (before.max() - before.min())) > 0.2
+    assert min(spreads) < 0.5 < max(spreads)
+
+
 def test_patches_can_be_placed_on_persons():
     people = np.zeros((200, 220), np.uint16)
     people[150:160, 190:194] = 1

@@ -207,6 +207,26 @@ def test_more_detail_is_asked_for_in_sharper_pictures():
     expected = slope(period, 1) / (2 * slope(period, 2) * np.cos(np.pi / period))
     assert float(found["soft"][inner].mean()) == pytest.approx(expected, rel=0.03)
     assert float(found["sharp"][inner].min()) == 1.4, "the limit"
+    assert torch.allclose(losses.sharpness(flat), torch.tensor(0.72, dtype=torch.float64)), "nothing to be seen is neither"
+
+
+def test_base_leaves_labelled_persons_out(scene):
+    visible, infrared, _, variants = scene
+    mean = 0.5 * (visible + infrared)
+    people = torch.zeros(2, 1, *SIZE, dtype=torch.int16)
+    people[0, 0, 10:22, 12:24], people[0, 0, 12:20, 30:33] = 1, 2
+    standing_out = torch.where(people > 0, mean + 0.4, mean)
+    objective = only(base=2.0)
+    assert float(objective.fusion_terms(standing_out, visible, infrared)["base"]) > 0.05
+    free = objective.fusion_terms(standing_out, visible, infrared, people)["base"]
+    assert float(free) == pytest.approx(0.0, abs=1e-12)
+    # Around them it asks what it always asks: an oracle window by window.
+    fused = mean + 0.1 * torch.rand_like(mean)
+    difference, outside = ((x[:, 0]).numpy() for x in (fused - mean, (people == 0).double()))
+    expected = 2 * np.abs(box_mean(difference * outside, 41) / box_mean(outside, 41)).mean()
+    assert float(objective.fusion_terms(fused, visible, infrared, people)["base"]) == pytest.approx(expected, rel=1e-9)
+    everywhere = torch.ones_like(people)
+    assert float(objective.fusion_terms(fused, visible, infrared, everywhere)["base"]) == 0.0
 
 
 def test_correlation(scene):

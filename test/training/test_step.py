@@ -217,3 +217,19 @@ def test_a_run_begins_with_the_weights_of_a_model(make_trainer, tmp_path):
         make_trainer(tmp_path / "third", initial=str(folder), network={"width": 8, "gate_width": 4, "scales": 2})
     with pytest.raises(InputError, match="nothing"):
         make_trainer(tmp_path / "fourth", initial=str(tmp_path / "nothing"))
+
+
+def test_a_run_that_looks_at_validity_begins_with_weights_that_do_not(make_trainer, tmp_path):
+    shape = {"width": 8, "gate_width": 4}
+    blind = make_trainer(tmp_path / "blind", seed=1, network={**shape, "validity_input": False}, steps=2)
+    blind.run(resume=False)
+    folder = tmp_path / "blind/model"
+    looks = make_trainer(tmp_path / "looks", seed=2, initial=str(folder), network={**shape, "validity_input": True}, steps=2)
+    visible, infrared = torch.rand(2, 2, 1, 40, 44)
+    valid = (torch.arange(44) < 22).expand(2, 1, 40, 44)
+    with torch.no_grad():
+        fused = [t.network.eval()(visible, infrared, valid_visible=valid) for t in (blind, looks)]
+    assert torch.equal(*fused), "it computes the same until it has learned to look"
+    looks.run(resume=False)
+    with pytest.raises(InputError, match="initial: .*does not fit"):
+        make_trainer(tmp_path / "back", initial=str(tmp_path / "looks/model"), network={**shape, "validity_input": False})
