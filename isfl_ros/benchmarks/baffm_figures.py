@@ -120,7 +120,7 @@ def figures_of(
             "ours": first, "theirs": second, "comparison": comparison,
             "markdown": _comparison_markdown(part, comparison, first, second, pairs),
         }
-    rows = {**{name: list(trials) for name, trials in variants.items()}}
+    rows = {name: list(trials) for name, trials in variants.items()}
     if part == "comparison":
         rows |= {name: [name] for name in summary["methods"] if name not in {t for ts in variants.values() for t in ts}}
 

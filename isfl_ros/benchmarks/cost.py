@@ -136,8 +136,10 @@ def _parts(config: IsflConfig, pixels: list[int], size: int, element: int) -> It
     """``pixels`` of every scale, ``size`` of the pictures."""
     c = config.width
     entering = config.encoder_channels
-    if config.reduction > 1:
-        yield Cost(0, 2 * (size + entering * pixels[0]) * element)  # averaging or rearranging both pictures
+    if config.reduction > 1 or config.validity_input:
+        yield Cost(0, 2 * (size + entering * pixels[0]) * element)  # averaging, rearranging, joining both pictures and maps
+    if config.validity_input:
+        yield Cost(0, 2 * size)  # two masks of a byte a pixel
     for k, n in enumerate(pixels):
         for _ in ("visible", "infrared"):
             if k:
@@ -152,7 +154,7 @@ def _parts(config: IsflConfig, pixels: list[int], size: int, element: int) -> It
             yield convolution(c, c, 3, n, element)
             yield convolution(c, c, 3, n, element)
     outputs = head_channels(config)
-    yield convolution(c, outputs, config.head_kernel, pixels[0], element)
+    yield convolution(config.head_inputs, outputs, config.head_kernel, pixels[0], element)
     if config.head == "affine":
         yield Cost(0, (outputs * pixels[0] + 3 * size) * element)  # coefficients, both pictures, the fused one
     yield Cost(0, _parameters(config) * element)
@@ -202,7 +204,7 @@ def _parameters(config: IsflConfig) -> int:
         (1 if config.siamese else 2) * encoder
         + (cfi + refine) * config.scales
         + decoders
-        + config.head_kernel**2 * c * head_channels(config)
+        + config.head_kernel**2 * config.head_inputs * head_channels(config)
     )
 
 

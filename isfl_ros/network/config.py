@@ -49,7 +49,8 @@ class IsflConfig:
     every full-size pixel its own coefficients (pixel shuffle) instead of raising those of the square."""
     validity_input: bool = False
     """Beside its picture each encoder gets the map of what is invalid in it, 1 there and 0 elsewhere, reduced as the picture is:
-    with the zeros of equations 2 to 4 alone a missing modality and a black scene are one and the same. Not in the paper."""
+    with the zeros of equations 2 to 4 alone a missing modality and a black scene are one and the same. An affine head gets the
+    maps of both too, since a single dead pixel hardly reaches it through the features. Not in the paper."""
     cfi: bool = True
     """False replaces the Causal Feature Integrator by the local feature alone (ablation; such a network has no gates)."""
 
@@ -83,6 +84,11 @@ class IsflConfig:
     def encoder_channels(self) -> int:
         """Channels of what enters an encoder."""
         return self.pixels_apart * (2 if self.validity_input else 1)
+
+    @property
+    def head_inputs(self) -> int:
+        """Channels of what enters the last convolution: the features, and in an affine head the maps of what is invalid."""
+        return self.width + (2 * self.pixels_apart if self.validity_input and self.head == "affine" else 0)
 
 
 @dataclass(frozen=True, kw_only=True)

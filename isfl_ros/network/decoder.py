@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -47,14 +49,14 @@ class _Bounded(torch.autograd.Function):
 class SigmoidHead(nn.Module):
     """Last convolution and sigmoid (paper, section 3.3): features (B, C, H, W) to fused luma (B, 1, H, W) in (0, 1).
 
-    The pictures are not looked at; they are arguments because :class:`AffineHead` needs them.
+    The pictures and the maps of what is invalid are not looked at; they are arguments because :class:`AffineHead` needs them.
     """
 
     def __init__(self, config: IsflConfig):
         super().__init__()
         self.conv = nn.Conv2d(config.width, 1, kernel_size=config.head_kernel, padding=config.head_kernel // 2)
 
-    def forward(self, x: Tensor, visible: Tensor, infrared: Tensor) -> Tensor:
+    def forward(self, x: Tensor, visible: Tensor, infrared: Tensor, invalid: Sequence[Tensor] = ()) -> Tensor:
         # Half precision would quantise the picture itself: near white, bfloat16 steps by a full grey level.
         with torch.autocast(x.device.type, enabled=False):
             logits = self.conv(x.to(self.conv.weight.dtype))
@@ -68,20 +70,24 @@ class AffineHead(nn.Module):
     pictures (of a ``subpixel`` network: (B, 3 reduction^2, h, w), rearranged to it), bounded to [0, 1]. Not in the paper.
     A sigmoid head has to carry every grey level of the sources through the features to be faithful to them; here the features
     only say what is taken from where, by how much it is strengthened, and what is added. Where a modality is invalid its picture is 0, and it is the network that has to
-    answer with the coefficients of the other one.
+    answer with the coefficients of the other one; with ``validity_input`` the convolution sees the maps of what is invalid, reduced as the
+    pictures are.
     """
 
     def __init__(self, config: IsflConfig):
         super().__init__()
         self.reduction, self.subpixel = config.reduction, config.subpixel
         of_each = config.pixels_apart
-        self.conv = nn.Conv2d(config.width, 3 * of_each, kernel_size=config.head_kernel, padding=config.head_kernel // 2)
+        self.conv = nn.Conv2d(config.head_inputs, 3 * of_each, kernel_size=config.head_kernel, padding=config.head_kernel // 2)
         with torch.no_grad():  # training starts near the average of the two pictures
             self.conv.weight.mul_(0.1)
+            self.conv.weight[:, config.width :] = 0.0  # as in the encoders
             self.conv.bias.copy_(torch.tensor([0.5, 0.5, 0.0]).repeat_interleave(of_each))
 
-    def forward(self, x: Tensor, visible: Tensor, infrared: Tensor) -> Tensor:
+    def forward(self, x: Tensor, visible: Tensor, infrared: Tensor, invalid: Sequence[Tensor] = ()) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):  # in bfloat16 a coefficient near 1 steps by a grey level
+            if invalid:
+                x = torch.cat((x, *(reduced.to(x.dtype) for reduced in invalid)), dim=1)
             coefficients = self.conv(x.to(self.conv.weight.dtype)).to(visible.dtype)
             if self.subpixel:
                 coefficients = F.pixel_shuffle(coefficients, self.reduction)

@@ -23,6 +23,8 @@ class Encoder(nn.Module):
         self.blocks = nn.ModuleList(
             conv_block(config.encoder_channels if k == 0 else config.width, config.width) for k in range(config.scales)
         )
+        with torch.no_grad():  # a training that never masks anything would leave what is invalid to chance
+            self.blocks[0][0].conv.weight[:, config.pixels_apart :] = 0.0
 
     def forward(self, picture: Tensor) -> list[Tensor]:
         features: list[Tensor] = []

@@ -57,14 +57,22 @@ class IsflNet(nn.Module):
         Returns:
             (B, C, h, w) each.
         """
+        return self._encode(picture, modality, self._invalid(picture, valid))
+
+    def _encode(self, picture: Tensor, modality: str, invalid: list[Tensor]) -> list[Tensor]:
         encoder = self.encoder if self.config.siamese else getattr(self, f"encoder_{modality}")
-        planes = [picture]
-        if self.config.validity_input:
-            # What is invalid, not what is valid: so that the zeros with which convolutions pad say "a valid black", as ever.
-            invalid = torch.zeros_like(picture)
-            planes.append(invalid if valid is None else torch.where(valid, invalid, torch.ones_like(picture)))
-        reduced = [reduce_picture(x, self.config.reduction, subpixel=self.config.subpixel) for x in planes]
-        return encoder(torch.cat(reduced, dim=1))
+        reduced = self._reduce(picture)
+        return encoder(torch.cat((reduced, *invalid), dim=1) if invalid else reduced)
+
+    def _invalid(self, picture: Tensor, valid: Tensor | None) -> list[Tensor]:
+        """The map of what is invalid, 1 there, reduced as a picture; nothing for a network that is not shown it."""
+        if not self.config.validity_input:
+            return []
+        # What is invalid, not what is valid: so that the zeros with which convolutions pad say "a valid black", as ever.
+        return [self._reduce(torch.zeros_like(picture) if valid is None else (~valid).to(picture.dtype).expand_as(picture))]
+
+    def _reduce(self, picture: Tensor) -> Tensor:
+        return reduce_picture(picture, self.config.reduction, subpixel=self.config.subpixel)
 
     def set_implementation(self, name: str) -> None:
         """Names who computes the Causal Feature Integrator of every scale: ``reference``, ``folded`` or ``triton``."""
@@ -114,8 +122,9 @@ class IsflNet(nn.Module):
         check_inputs(visible, infrared)
         visible = mask_invalid(visible, valid_visible)
         infrared = mask_invalid(infrared, valid_infrared)
-        features_visible = self.encode(visible, "visible", valid_visible)
-        features_infrared = self.encode(infrared, "infrared", valid_infrared)
+        invalid_visible, invalid_infrared = self._invalid(visible, valid_visible), self._invalid(infrared, valid_infrared)
+        features_visible = self._encode(visible, "visible", invalid_visible)
+        features_infrared = self._encode(infrared, "infrared", invalid_infrared)
 
         gates: list[Tensor] = []
         result: Tensor | None = None
@@ -124,26 +133,27 @@ class IsflNet(nn.Module):
             if gate is not None:
                 gates.append(gate)
             result = integrated if result is None else self.decoders[k](result, integrated)
-        fused = self.head(result, visible, infrared)
+        fused = self.head(result, visible, infrared, invalid_visible + invalid_infrared)
         return (fused, gates) if return_gates else fused
 
 
 def extended_by_validity(weights: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
     """Weights of a network without ``validity_input`` as those of ``network``, the same with it: the new channels of its first
-    convolutions weigh nothing, so that it computes what the other one does until training says otherwise.
+    and last convolutions weigh nothing, so that it computes what the other one does until training says otherwise.
 
     Args:
         weights: state dictionary, which is not changed.
         network: whose shapes are wanted; weights that fit it, or differ in something else, are returned as they are.
     """
     extended = dict(weights)
+    if not getattr(network.config, "validity_input", False):
+        return extended
+    apart = network.config.pixels_apart
     for name, wanted in network.state_dict().items():
+        added = apart if name.endswith("blocks.0.0.conv.weight") else 2 * apart if name == "head.conv.weight" else 0
         had = weights.get(name)
-        if had is None or not name.endswith("blocks.0.0.conv.weight"):
-            continue
-        channels = 2 * had.shape[1]
-        if wanted.shape == (had.shape[0], channels, *had.shape[2:]):
-            extended[name] = torch.cat((had, torch.zeros_like(had)), dim=1)
+        if added and had is not None and wanted.shape == (had.shape[0], had.shape[1] + added, *had.shape[2:]):
+            extended[name] = torch.cat((had, had.new_zeros(had.shape[0], added, *had.shape[2:])), dim=1)
     return extended
 
 

@@ -105,6 +105,9 @@ def plain_forward(
             continue
         raised = F.interpolate(result, size=integrated.shape[-2:], mode="bilinear", align_corners=False)
         result = unit(f"decoders.{k}.convs.1", unit(f"decoders.{k}.convs.0", raised + integrated))
+    if validity_input and head == "affine":
+        masks = [torch.ones_like(visible) if mask is None else mask.to(visible.dtype) for mask in valid]
+        result = torch.cat([result, *(shrink(1 - mask) for mask in masks)], dim=1)
     last = conv("head.conv", result, 1)
     if head == "affine":
         size = [reduction * side for side in last.shape[-2:]]

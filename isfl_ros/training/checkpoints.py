@@ -26,8 +26,8 @@ from isfl_ros.training.config import TrainingConfig, parse_config
 
 _log = logging.getLogger(__name__)
 
-FORMAT_VERSION = 3
-"""Of a checkpoint; a higher one than before: state was added (2), or the objective of the same configuration is another (3)."""
+FORMAT_VERSION = 4
+"""Of a checkpoint; a higher one than before: state was added (2), or the objective of the same configuration is another (3, 4)."""
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
 _KEPT = 2

@@ -89,13 +89,15 @@ class InterventionConfig:
     """Complementary squares that meet: ``trim`` (the visible's stay) or ``coin`` (drawn per pixel, release)."""
     large: float = 0.0
     """Probability that a complementary sample gets one large region instead (band, half frame, irregular holes)."""
+    specks: float = 0.0
+    """Probability that it gets scattered single pixels and squares of 2 or 3 px instead: dead pixels, NaN."""
 
     def __post_init__(self) -> None:
         _choice(self.overlap, "interventions.overlap", ("trim", "coin"))
         _require(0 <= self.per_step <= len(VARIANTS), "interventions.per_step", "0 to 4", self.per_step)
         _require(self.square >= 1, "interventions.square", ">= 1", self.square)
         _require(self.most_squares >= 1, "interventions.most_squares", ">= 1", self.most_squares)
-        for key in ("most_area", "disks", "large"):
+        for key in ("most_area", "disks", "large", "specks"):
             _require(0.0 <= getattr(self, key) <= 1.0, f"interventions.{key}", "0 to 1", getattr(self, key))
 
     def active(self) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, Sequence
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -81,10 +82,25 @@ def _complementary(config: InterventionConfig, rngs: list[np.random.Generator], 
         large = torch.tensor([bool(rng.random() < config.large) for rng in rngs], device=device)[:, None, None, None]
         in_visible = torch.tensor([bool(rng.random() < 0.5) for rng in rngs], device=device)[:, None, None, None]
         region = _large_regions(rngs, h, w, device)
-        nothing = torch.zeros_like(region)
-        occluded_visible = torch.where(large, torch.where(in_visible, region, nothing), occluded_visible)
-        occluded_infrared = torch.where(large, torch.where(in_visible, nothing, region), occluded_infrared)
+        occluded_visible = torch.where(large, region & in_visible, occluded_visible)
+        occluded_infrared = torch.where(large, region & ~in_visible, occluded_infrared)
+    if config.specks > 0.0:
+        specked = torch.tensor([bool(rng.random() < config.specks) for rng in rngs], device=device)[:, None, None, None]
+        in_visible = torch.tensor([bool(rng.random() < 0.5) for rng in rngs], device=device)[:, None, None, None]
+        region = torch.from_numpy(np.stack([_specks(rng, h, w) for rng in rngs])[:, None]).to(device)
+        occluded_visible = torch.where(specked, region & in_visible, occluded_visible)
+        occluded_infrared = torch.where(specked, region & ~in_visible, occluded_infrared)
     return Masks(~occluded_visible, ~occluded_infrared)
+
+
+def _specks(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
+    """Occluded pixels (H, W) bool: scattered single pixels, or squares of 2 or 3 px, in all .03 to about 3 % of the patch; one at
+    the least, as a term that looks at missing pixels needs one."""
+    side = int(rng.integers(1, 4))
+    share = float(np.exp(rng.uniform(*np.log((3e-4, 0.03))))) / side**2
+    seeds = rng.random((h, w), dtype=np.float32) < share
+    seeds[rng.integers(h), rng.integers(w)] = True
+    return cv2.dilate(seeds.astype(np.uint8), np.ones((side, side), np.uint8)).astype(bool)
 
 
 def _squares(config: InterventionConfig, rngs: list[np.random.Generator], h: int, w: int, device) -> Tensor:

@@ -37,7 +37,8 @@ _DETAIL_WINDOW = 11
 _SMOOTH = 0.25 / 255.0
 # Sharpness (below) at which the detail term asks for just what its factors say, and overshoot costs just its weight.
 _USUAL_SHARPNESS = 0.72
-# Strength of edges, a grey level a pixel, to which the usual sharpness is imputed: without it nothing at all would be sharp.
+# Half a grey level a pixel: that much edge of the usual sharpness is imputed to every picture, so that a flat one is neither sharp nor
+# soft, and a faint one nearly neither.
 _IMPUTED = 0.5 / 255.0
 # Factors in the softest pictures: least of the detail that is asked for, most of what overshoot costs.
 _LEAST_DETAIL = 0.5
@@ -188,7 +189,8 @@ class Objective:
 
         The structure term alone leaves a network too soft: where it is unsure of an edge, the smallest expected difference
         is that of a weaker one. The energy of edges has no phase to be unsure of. The plain mean asks for the same of grain
-        as of outlines; the energy is that of the strong edges.
+        as of outlines; the energy is that of the strong edges. By Sobel, as
+        overshoot is: what one of the two terms sees and the other does not is drawn at no cost (docs/log.md: a chequerboard).
         """
         s_fused, s_visible, s_infrared = (gradient_strength(x) for x in (fused, visible, infrared))
         strong, weak = torch.maximum(s_visible, s_infrared), torch.minimum(s_visible, s_infrared)
@@ -301,9 +303,9 @@ def sharpness(picture: Tensor) -> Tensor:
     """How much of the detail of a picture (B, 1, H, W) lies in the finest octave: mean strength of the edges around a pixel
     over that of the edges of the halved picture. (B, 1, H, W) in [0.4, 1.4].
 
-    Of visible pictures: about 0.7 behind JPEG at ordinary quality, 0.95 from a good lens and raw pixels. Thermal ones tell
-    nothing: their lenses blur them all to 0.6 to 0.8. A constant picture has 0.72, what is usual. Strong grain has up to 1.4: this says
-    how fine the structure is, not what it shows.
+    Of visible pictures: about 0.7 behind JPEG at ordinary quality (roadscene, msrs), 0.8 by night or with grain (llvip, tno), 0.95 from a
+    good lens and raw pixels by day (m3fd). Thermal ones tell nothing: their lenses blur them all to 0.6 to 0.8. A constant picture
+    has 0.72, what is usual, and a faint one tends to it. Strong grain has up to 1.4: this says how fine the structure is, not what it shows.
     """
     coarse = _box_mean(gradient_strength(F.avg_pool2d(picture, 2)), _SURROUNDINGS // 4)
     coarse = F.interpolate(coarse, size=picture.shape[-2:], mode="bilinear", align_corners=False)
@@ -397,8 +399,8 @@ def base_difference(fused: Tensor, visible: Tensor, infrared: Tensor, people: Te
     if people is None:
         return _l1(_box_mean(difference, radius))
     free = (people == 0).to(fused.dtype)
-    # Where a person fills the window nothing is left to compare, and nothing is asked for.
-    return _l1(_box_mean(difference * free, radius) / _box_mean(free, radius).clamp(min=0.05))
+    # A window weighs as much as there is to compare in it: its few pixels beside a person must not count like a whole one.
+    return _box_mean(difference * free, radius).abs().sum() / _box_mean(free, radius).sum().clamp(min=1.0)
 
 
 def people_contrast(

@@ -302,9 +302,9 @@ def begin_with(network: nn.Module, name: str) -> dict[str, object]:
     trained, info = load_model(directory)
     given = trained.state_dict()
     weights = extended_by_validity(given, network)
-    if any(weights[name].shape != values.shape for name, values in given.items()):
-        _log.info("%s has no validity_input: the run begins with weights that do not look at it", directory)
     check_tensors(weights, network.state_dict(), f"initial: {directory}")
     network.load_state_dict(weights)
+    if any(weights[name].shape != values.shape for name, values in given.items()):
+        _log.info("%s has no validity_input: the run begins with weights that do not look at it", directory)
     facts = {"recipe": info.recipe, "steps": info.training.get("steps"), "sha256": weights_sha256(directory)}
     return facts | ({"initial": info.training["initial"]} if "initial" in info.training else {})

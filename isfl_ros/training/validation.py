@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
@@ -38,7 +39,8 @@ def validate(
             for plane in (pair.visible, pair.infrared)
         )
         output = forward(visible, infrared)
-        for name, value in objective.fusion_terms(output.fused, visible, infrared).items():
+        people = None if pair.people is None else torch.tensor(pair.people.astype(np.int32), device=device)[None, None]
+        for name, value in objective.fusion_terms(output.fused, visible, infrared, people).items():
             totals[name] = totals.get(name, 0.0) + float(value) / len(pairs)
         if index < _PICTURES:
             panels = [infrared, visible, output.fused]

@@ -142,6 +142,10 @@ def test_bytes_of_the_network_by_hand():
     weights = 2 * (9 * c + 9 * c * c) + 9 * c
     maps = 2 * ((1 + c) + (c + c)) + 3 * c + (c + 1)  # two encoders, their sum, the head
     assert cost.network(config, 10, 12, 4).bytes == 4 * (n * maps + weights)
+    looking = dataclasses.replace(config, validity_input=True)
+    first = 2 * 9 * c + 2 * n  # its weights and maps in the first convolutions of both encoders
+    joined = 2 * (1 + 2) * n  # pictures read, pictures and maps written
+    assert cost.network(looking, 10, 12, 4).bytes == 4 * (n * maps + weights + first + joined) + 2 * n
 
 
 @pytest.mark.parametrize(

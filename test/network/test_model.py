@@ -26,6 +26,9 @@ def random_network(config: IsflConfig, dtype=torch.float64) -> IsflNet:
     """A network with running statistics and affine parameters that a forgotten fold would not survive."""
     network = IsflNet(config)
     for module in network.modules():
+        if isinstance(module, nn.Conv2d):  # maps of what is invalid weigh nothing at first
+            with torch.no_grad():
+                module.weight[module.weight == 0] = 0.1 * torch.randn(int((module.weight == 0).sum()))
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_mean, -0.5, 0.5)
             nn.init.uniform_(module.running_var, 0.3, 2.0)
@@ -80,8 +83,14 @@ def test_validity_input_tells_a_missing_modality_from_a_black_one(shape, siamese
     config = IsflConfig(head="affine", width=8, validity_input=True, siamese=siamese, **shape)
     black, infrared = torch.zeros(1, 1, 45, 71, dtype=torch.float64), torch.rand(1, 1, 45, 71, dtype=torch.float64)
     nowhere = torch.zeros(1, 1, 1, 1, dtype=torch.bool)
+    fresh = IsflNet(config).double().eval()
+    with torch.inference_mode():
+        missing = fresh(black, infrared, valid_visible=nowhere)
+        assert torch.equal(missing, fresh(black, infrared)), "before any training it does not look"
     network = random_network(config)
     with torch.inference_mode():
+        upside = network(infrared, black), network(infrared, black, valid_infrared=nowhere)
+        assert float((upside[0] - upside[1]).abs().max()) > 1e-6
         seen, missing = network(black, infrared), network(black, infrared, valid_visible=nowhere)
         assert float((seen - missing).abs().max()) > 1e-6, "a map that nobody reads would change nothing at all"
         assert torch.equal(seen, network(black, infrared, valid_visible=~nowhere)), "no mask means valid everywhere"

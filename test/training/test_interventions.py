@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -88,9 +89,39 @@ def test_large_regions_hide_one_modality_in_bands_halves_and_holes():
     assert np.std(areas) > 0.1
 
 
+def test_large_regions_are_bands_twice_as_often_as_halves_or_holes():
+    kinds = {"band": 0, "half": 0, "holes": 0}
+    for step in range(60):
+        visible, infrared = masks("complementary", step, large=1.0)
+        for missing in ~(visible & infrared)[:, 0]:
+            rows, columns = missing.all(1), missing.all(0)
+            straight = bool((missing == (rows[:, None] | columns)).all()) and (rows.any() != columns.any())
+            kinds["holes" if not straight else "half" if abs(float(missing.float().mean()) - 0.5) < 0.01 else "band"] += 1
+    total = sum(kinds.values())
+    for kind, share in (("band", 0.5), ("half", 0.25), ("holes", 0.25)):
+        assert kinds[kind] / total == pytest.approx(share, abs=4 * (share * (1 - share) / total) ** 0.5), kinds
+
+
+def test_specks_are_single_pixels_and_small_squares_of_one_modality():
+    shares, sides = [], set()
+    for step in range(30):
+        visible, infrared = masks("complementary", step, specks=1.0, large=0.5)
+        assert bool((visible | infrared).all())
+        assert bool((visible.flatten(1).all(1) ^ infrared.flatten(1).all(1)).all()), "of exactly one modality"
+        for missing in ~(visible & infrared)[:, 0]:
+            shares.append(float(missing.float().mean()))
+            _, _, found, _ = cv2.connectedComponentsWithStats(missing.numpy().astype(np.uint8), connectivity=8)
+            sides |= {int(stat[cv2.CC_STAT_WIDTH]) for stat in found[1:] if stat[cv2.CC_STAT_WIDTH] == stat[cv2.CC_STAT_HEIGHT]}
+    assert 0 < min(shares) < 0.003 and 0.015 < max(shares) < 0.06
+    assert {1, 2, 3} <= sides
+    plain, specked = (masks("complementary", 3, large=0.5, **more) for more in ({}, {"specks": 0.5}))
+    same = [torch.equal(a, b) and torch.equal(c, d) for a, b, c, d in zip(plain.visible, specked.visible, plain.infrared, specked.infrared)]
+    assert 0 < sum(same) < len(same), "what gets none is as it would be without"
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_masks_depend_on_slot_and_step_not_on_who_makes_them(variant):
-    options = {"large": 0.5, "disks": 0.3, "overlap": "coin"}
+    options = {"large": 0.5, "specks": 0.3, "disks": 0.3, "overlap": "coin"}
     whole = masks(variant, **options)
     for slots in (range(0, 5), range(5, 12), [11, 3]):
         part = masks(variant, slots=slots, **options)

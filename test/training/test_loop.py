@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,9 +14,12 @@ from torch import nn
 
 from isfl_ros.errors import InputError
 from isfl_ros.network.checkpoint import load_model
-from isfl_ros.training.config import OptimizerConfig, parse_config
+from isfl_ros.training.config import LossConfig, OptimizerConfig, parse_config
+from isfl_ros.training.data import LoadedPair
+from isfl_ros.training.losses import Objective, Output
 from isfl_ros.training.step import learning_rate
 from isfl_ros.training.throughput import Throughput
+from isfl_ros.training.validation import validate
 
 
 def weights(t):
@@ -167,3 +171,28 @@ def test_learning_rate():
     assert learning_rate(c, 50) == pytest.approx(0.55)
     assert learning_rate(c, 100) == pytest.approx(0.1)
     assert learning_rate(dataclasses.replace(c, optimizer=OptimizerConfig(lr=0.5)), 77) == 0.5
+
+
+def test_validation_leaves_labelled_persons_out_as_training_does():
+    rng = np.random.default_rng(0)
+    people = np.zeros((48, 64), np.uint16)
+    people[10:30, 20:28] = 1
+    pictures = [rng.integers(0, 200, people.shape, dtype=np.uint8) for _ in range(2)]
+    standing_out = torch.from_numpy(people > 0)[None, None] * 0.2
+    objective = Objective(LossConfig(intensity=0.0, structure=0.0, alpha=0.0, beta=0.0, base=1.0))
+    found = {}
+    for numbers in (people, None):
+        writer = SimpleNamespace(
+            add_image=lambda *_: None,
+            add_scalar=lambda name, value, step: found.update({(name, numbers is not None): value}),
+        )
+        validate(
+            [LoadedPair("p", *pictures, numbers)],
+            lambda visible, infrared: Output(0.5 * (visible + infrared) + standing_out, []),
+            objective,
+            writer,
+            step=3,
+            device=torch.device("cpu"),
+        )
+    assert found["validation/base", True] == pytest.approx(0.0, abs=1e-6)
+    assert found["validation/base", False] > 0.01
