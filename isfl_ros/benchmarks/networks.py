@@ -110,7 +110,7 @@ class Eager:
 
 
 class Graph:
-    """The same as one CUDA graph for every input, which is how the pipeline runs it."""
+    """The same as one CUDA graph for every input: as the pipeline runs it, but for the masks, which are none here."""
 
     def __init__(self, network: nn.Module, pairs: list[RandomPair], plan: Plan):
         self._eager = Eager(network, pairs, plan)
