@@ -86,9 +86,12 @@ class AffineHead(nn.Module):
 
     def forward(self, x: Tensor, visible: Tensor, infrared: Tensor, invalid: Sequence[Tensor] = ()) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):  # in bfloat16 a coefficient near 1 steps by a grey level
-            if invalid:
-                x = torch.cat((x, *(reduced.to(x.dtype) for reduced in invalid)), dim=1)
-            coefficients = self.conv(x.to(self.conv.weight.dtype)).to(visible.dtype)
+            weight, padding = self.conv.weight, self.conv.padding
+            width = x.shape[1]
+            coefficients = F.conv2d(x.to(weight.dtype), weight[:, :width], self.conv.bias, padding=padding).to(visible.dtype)
+            if invalid:  # a sum of two convolutions: the features need not be copied to stand beside the maps
+                maps = torch.cat(tuple(invalid), dim=1).to(weight.dtype)
+                coefficients = coefficients + F.conv2d(maps, weight[:, width:], padding=padding).to(visible.dtype)
             if self.subpixel:
                 coefficients = F.pixel_shuffle(coefficients, self.reduction)
             elif self.reduction > 1:
