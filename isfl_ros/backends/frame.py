@@ -143,3 +143,11 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Frees memory. The backend cannot be used afterwards."""
+
+
+def opposite_corners_missing(size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Two masks (H, W) bool for trials of a network: the first misses a ninth at the top left, the second at the bottom right."""
+    first, second = (np.ones(size, bool) for _ in range(2))
+    height, width = size[0] // 3, size[1] // 3
+    first[:height, :width] = second[-height:, -width:] = False
+    return first, second

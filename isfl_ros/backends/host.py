@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Protocol
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -15,28 +15,13 @@ from isfl_ros.images import join_chroma, normalise, split_luma, to_uint8
 from isfl_ros.network.model import mean_gate
 
 
-class Network(Protocol):
-    """What runs the network."""
+Masks = tuple[np.ndarray | None, np.ndarray | None]
+"""Where the visible and the thermal picture are valid: (H, W) bool each, or None for everywhere."""
 
-    def __call__(
-        self,
-        visible: np.ndarray,
-        infrared: np.ndarray,
-        gate: bool,
-        *,
-        valid_visible: np.ndarray | None = None,
-        valid_infrared: np.ndarray | None = None,
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Fuses one pair.
-
-        Args:
-            visible, infrared: (H, W) float32 in [0, 1], exactly 0 where invalid.
-            gate: whether the second result is wanted.
-            valid_visible, valid_infrared: (H, W) bool; None: everywhere.
-
-        Returns:
-            Fused luma, and the mean of the maps that the network ``shows`` or None, (H, W) float32 each.
-        """
+Network = Callable[[np.ndarray, np.ndarray, Masks, bool], tuple[np.ndarray, np.ndarray | None]]
+"""(visible, infrared, valid, gate): float32 (H, W) in [0, 1], exactly 0 where invalid; gives fused luma and the mean of the
+maps that the network ``shows``, float32 (H, W).
+"""
 
 
 class HostBackend:
@@ -64,8 +49,8 @@ class HostBackend:
         rgb_valid = None if frame.warped == "rgb" else frame.rgb_valid
         visible = normalise(luma, 0.0, 255.0, valid=rgb_valid)
         prepared = time.perf_counter()
-        masks = {"valid_visible": frame.valid_of("rgb"), "valid_infrared": frame.valid_of("thermal")}
-        fused, mean = self._network(visible, infrared, gate, **masks)
+        valid = frame.valid_of("rgb"), frame.valid_of("thermal")
+        fused, mean = self._network(visible, infrared, valid, gate)
         computed = time.perf_counter()
         fused_luma = to_uint8(fused)
         if frame.valid is not None:
@@ -96,17 +81,11 @@ class TorchNetwork:
         self._network = network
 
     def __call__(
-        self,
-        visible: np.ndarray,
-        infrared: np.ndarray,
-        gate: bool,
-        *,
-        valid_visible: np.ndarray | None = None,
-        valid_infrared: np.ndarray | None = None,
+        self, visible: np.ndarray, infrared: np.ndarray, valid: Masks, gate: bool
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """See :class:`Network`."""
-        given = {"valid_visible": valid_visible, "valid_infrared": valid_infrared}
-        masks = {name: None if mask is None else _tensor(mask) for name, mask in given.items()}
+        """See :data:`Network`."""
+        seen, sensed = (None if mask is None else _tensor(mask) for mask in valid)
+        masks = {"valid_visible": seen, "valid_infrared": sensed}
         with torch.inference_mode():
             if gate:
                 fused, maps = self._network(_tensor(visible), _tensor(infrared), return_gates=True, **masks)

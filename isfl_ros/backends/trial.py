@@ -11,7 +11,7 @@ from torch import nn
 
 from isfl_ros.backends.choice import Plan
 from isfl_ros.backends.fallback import FallbackBackend
-from isfl_ros.backends.frame import Backend, RawFrame
+from isfl_ros.backends.frame import Backend, RawFrame, opposite_corners_missing
 from isfl_ros.backends.host import HostBackend, TorchNetwork
 from isfl_ros.errors import InputError
 from isfl_ros.network.model import for_inference
@@ -101,10 +101,7 @@ def trial_difference(backend: Backend, cpu: Backend) -> int:
     """Largest difference in grey levels of a small random pair, of which each modality misses a corner, to the CPU's; 255
     where a gate is not a number."""
     rng = np.random.default_rng(0)
-    thermal_valid, rgb_valid = (np.ones(_TRIAL_SIZE, bool) for _ in range(2))
-    corner = _TRIAL_SIZE[0] // 3, _TRIAL_SIZE[1] // 3
-    thermal_valid[: corner[0], : corner[1]] = False
-    rgb_valid[-corner[0] :, -corner[1] :] = False
+    thermal_valid, rgb_valid = opposite_corners_missing(_TRIAL_SIZE)
     frame = RawFrame(
         thermal=rng.integers(0, 256, _TRIAL_SIZE, dtype=np.uint8),
         black=0.0,

@@ -46,18 +46,10 @@ class IsflNet(nn.Module):
         """What the maps of ``return_gates`` are: ``gate``, for another model ``entropy``; None where there are none."""
         return "gate" if self.config.cfi else None
 
-    def encode(self, picture: Tensor, modality: str, valid: Tensor | None = None) -> list[Tensor]:
-        """Features of one modality at every scale, finest first.
-
-        Args:
-            picture: (B, 1, H, W) in [0, 1], exactly 0 where invalid.
-            modality: ``visible`` or ``infrared``.
-            valid: bool mask that broadcasts to the picture; None: all valid.
-
-        Returns:
-            (B, C, h, w) each.
-        """
-        return self._encode(picture, modality, self._invalid(picture, valid))
+    def encode(self, picture: Tensor, modality: str) -> list[Tensor]:
+        """Features of one modality, ``visible`` or ``infrared``, at every scale, finest first: a picture (B, 1, H, W)
+        in [0, 1], valid everywhere, to (B, C, h, w) each."""
+        return self._encode(picture, modality, self._invalid(picture, None))
 
     def _encode(self, picture: Tensor, modality: str, invalid: list[Tensor]) -> list[Tensor]:
         encoder = self.encoder if self.config.siamese else getattr(self, f"encoder_{modality}")

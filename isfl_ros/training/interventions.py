@@ -78,29 +78,30 @@ def _complementary(config: InterventionConfig, rngs: list[np.random.Generator], 
         coin = torch.stack([torch.from_numpy(rng.random((1, h, w), dtype=np.float32)) for rng in rngs]).to(device) < 0.5
         occluded_visible = occluded_visible & ~(both & coin)
         occluded_infrared = occluded_infrared & ~(both & ~coin)
-    if config.large > 0.0:
-        large = torch.tensor([bool(rng.random() < config.large) for rng in rngs], device=device)[:, None, None, None]
-        in_visible = torch.tensor([bool(rng.random() < 0.5) for rng in rngs], device=device)[:, None, None, None]
-        region = _large_regions(rngs, h, w, device)
-        occluded_visible = torch.where(large, region & in_visible, occluded_visible)
-        occluded_infrared = torch.where(large, region & ~in_visible, occluded_infrared)
-    if config.specks > 0.0:
-        specked = torch.tensor([bool(rng.random() < config.specks) for rng in rngs], device=device)[:, None, None, None]
-        in_visible = torch.tensor([bool(rng.random() < 0.5) for rng in rngs], device=device)[:, None, None, None]
-        region = torch.from_numpy(np.stack([_specks(rng, h, w) for rng in rngs])[:, None]).to(device)
-        occluded_visible = torch.where(specked, region & in_visible, occluded_visible)
-        occluded_infrared = torch.where(specked, region & ~in_visible, occluded_infrared)
+    for probability, make_regions in ((config.large, _large_regions), (config.specks, _specks)):
+        if not probability:
+            continue
+        chosen, in_visible = (
+            torch.tensor([bool(rng.random() < share) for rng in rngs], device=device)[:, None, None, None]
+            for share in (probability, 0.5)
+        )
+        region = make_regions(rngs, h, w, device)
+        occluded_visible = torch.where(chosen, region & in_visible, occluded_visible)
+        occluded_infrared = torch.where(chosen, region & ~in_visible, occluded_infrared)
     return Masks(~occluded_visible, ~occluded_infrared)
 
 
-def _specks(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
-    """Occluded pixels (H, W) bool: scattered single pixels, or squares of 2 or 3 px, in all .03 to about 3 % of the patch; one at
+def _specks(rngs: list[np.random.Generator], h: int, w: int, device) -> Tensor:
+    """Occluded pixels (B, 1, H, W): scattered single pixels, or squares of 2 or 3 px, in all .03 to about 3 % of the patch; one at
     the least, as a term that looks at missing pixels needs one."""
-    side = int(rng.integers(1, 4))
-    share = float(np.exp(rng.uniform(*np.log((3e-4, 0.03))))) / side**2
-    seeds = rng.random((h, w), dtype=np.float32) < share
-    seeds[rng.integers(h), rng.integers(w)] = True
-    return cv2.dilate(seeds.astype(np.uint8), np.ones((side, side), np.uint8)).astype(bool)
+    regions = np.empty((len(rngs), 1, h, w), bool)
+    for sample, rng in enumerate(rngs):
+        side = int(rng.integers(1, 4))
+        share = float(np.exp(rng.uniform(*np.log((3e-4, 0.03))))) / side**2
+        seeds = rng.random((h, w), dtype=np.float32) < share
+        seeds[rng.integers(h), rng.integers(w)] = True
+        regions[sample, 0] = cv2.dilate(seeds.astype(np.uint8), np.ones((side, side), np.uint8))
+    return torch.from_numpy(regions).to(device)
 
 
 def _squares(config: InterventionConfig, rngs: list[np.random.Generator], h: int, w: int, device) -> Tensor:

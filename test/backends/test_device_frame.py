@@ -190,8 +190,8 @@ def test_a_network_is_given_the_same_on_a_device(warped, case, masked):
     np.testing.assert_array_equal(infrared == 0, frame.infrared == 0)
     on_host = {}
 
-    def network(visible, infrared, gate, *, valid_visible, valid_infrared):
-        on_host.update(rgb=valid_visible, thermal=valid_infrared)
+    def network(visible, infrared, valid, gate):
+        on_host.update(zip(("rgb", "thermal"), valid))
         return visible, None
 
     wanted = HostBackend(network, None).fuse(frame, gate=False)

@@ -27,6 +27,7 @@ from isfl_ros.backends import openvino_network  # noqa: E402
 from isfl_ros.backends.openvino_network import OpenVinoNetwork  # noqa: E402
 
 RNG = np.random.default_rng(0)
+NOTHING_MASKED = (None, None)
 
 
 @pytest.fixture(scope="module")
@@ -48,17 +49,17 @@ def pair(size):
 def test_equals_the_plain_formulation(shipped, compiled, size, masked):
     visible, infrared = pair(size)
     pictures = (torch.from_numpy(x)[None, None] for x in (visible, infrared))
-    masks, valid = {}, (None, None)
+    masks = valid = NOTHING_MASKED
     if masked:
-        masks = {name: RNG.random(size) < 0.7 for name in ("valid_visible", "valid_infrared")}
-        valid = tuple(torch.from_numpy(mask)[None, None] for mask in masks.values())
+        masks = tuple(RNG.random(size) < 0.7 for _ in range(2))
+        valid = tuple(torch.from_numpy(mask)[None, None] for mask in masks)
         pictures = [picture * mask for picture, mask in zip(pictures, valid)]
     wanted, gates = plain_forward(shipped.state_dict(), *pictures, **shape_of(shipped.config), valid=valid)
-    fused, gate = compiled(visible, infrared, True, **masks)
+    fused, gate = compiled(visible, infrared, masks, True)
     assert fused.shape == size and fused.dtype == np.float32
     np.testing.assert_allclose(fused, wanted[0, 0].detach().numpy(), atol=1e-5)
     np.testing.assert_allclose(gate, mean_gate(gates, size)[0, 0].detach().numpy(), atol=1e-5)
-    assert compiled(visible, infrared, False)[1] is None
+    assert compiled(visible, infrared, NOTHING_MASKED, False)[1] is None
 
 
 def test_networks_that_differ_in_no_tensor_have_their_own_graph():
@@ -70,7 +71,7 @@ def test_networks_that_differ_in_no_tensor_have_their_own_graph():
     pictures = [torch.from_numpy(x)[None, None] for x in (visible, infrared)]
     for network in (first, second):
         wanted, _ = plain_forward(network.state_dict(), *pictures, **shape_of(network.config))
-        fused, _ = OpenVinoNetwork(for_inference(network), precision="fp32", threads=1)(visible, infrared, False)
+        fused, _ = OpenVinoNetwork(for_inference(network), precision="fp32", threads=1)(visible, infrared, NOTHING_MASKED, False)
         np.testing.assert_allclose(fused, wanted[0, 0].detach().numpy(), atol=1e-5)
 
 
@@ -89,9 +90,9 @@ def test_authors_golden_values(reference_values):
 
 
 def test_results_belong_to_the_caller(compiled):
-    first, gate = compiled(*pair((40, 48)), True)
+    first, gate = compiled(*pair((40, 48)), NOTHING_MASKED, True)
     kept = first.copy(), gate.copy()
-    compiled(*pair((40, 48)), True)
+    compiled(*pair((40, 48)), NOTHING_MASKED, True)
     np.testing.assert_array_equal(first, kept[0])
     np.testing.assert_array_equal(gate, kept[1])
 
@@ -99,10 +100,10 @@ def test_results_belong_to_the_caller(compiled):
 def test_few_sizes_are_kept(compiled, monkeypatch):
     sizes = [(32 + k, 40) for k in range(openvino_network.SIZES_KEPT + 2)]
     for size in sizes:
-        compiled(*pair(size), False)
+        compiled(*pair(size), NOTHING_MASKED, False)
     assert compiled._requests.keys() == sizes[-openvino_network.SIZES_KEPT :]
     request = compiled._requests[sizes[-2]]
-    compiled(*pair(sizes[-2]), False)
+    compiled(*pair(sizes[-2]), NOTHING_MASKED, False)
     assert compiled._requests[sizes[-2]] is request, "a size that comes back is not compiled again"
     assert compiled._requests.keys()[-1] == sizes[-2], "and is the last to go"
 
@@ -114,17 +115,17 @@ def test_memory_does_not_grow_with_frames(compiled):
 
     visible, infrared = pair((240, 320))
     for _ in range(10):
-        compiled(visible, infrared, True)
+        compiled(visible, infrared, NOTHING_MASKED, True)
     before = resident_mb()
     for _ in range(60):
-        compiled(visible, infrared, True)
+        compiled(visible, infrared, NOTHING_MASKED, True)
     assert resident_mb() - before < 15, "60 frames of 0.3 MB each, and 10 MB of scratch a frame, would show"
 
 
 def test_network_without_gates():
     network = IsflNet(IsflConfig(cfi=False, width=8)).eval()
     compiled = OpenVinoNetwork(for_inference(network), precision="fp32", threads=1)
-    assert compiled(*pair((40, 50)), True)[1] is None
+    assert compiled(*pair((40, 50)), NOTHING_MASKED, True)[1] is None
 
 
 def test_wrong_arithmetic_is_refused(shipped, monkeypatch):
@@ -142,7 +143,7 @@ def test_bfloat16(shipped):
     torch.manual_seed(0)
     network = for_inference(IsflNet(IsflConfig()).eval())
     visible, infrared = pair((96, 128))
-    rough = OpenVinoNetwork(network, precision="bf16", threads=2)(visible, infrared, False)[0]
+    rough = OpenVinoNetwork(network, precision="bf16", threads=2)(visible, infrared, NOTHING_MASKED, False)[0]
     with torch.inference_mode():
         exact = network(*(torch.from_numpy(x)[None, None] for x in (visible, infrared)))[0, 0].numpy()
     assert 1e-6 < np.abs(rough - exact).max() <= 4 / 255
@@ -181,7 +182,7 @@ def test_its_memory_goes_with_it():
     """Nothing waits for the garbage collector: at 640x480 that would be hundreds of megabytes."""
     model = IsflNet(IsflConfig()).eval()
     compiled = OpenVinoNetwork(for_inference(model), precision="fp32", threads=1)
-    compiled(*pair((40, 48)), False)
+    compiled(*pair((40, 48)), NOTHING_MASKED, False)
     requests = weakref.ref(compiled._requests)
     gc.collect()
     gc.disable()
